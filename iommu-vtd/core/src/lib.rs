@@ -1,0 +1,60 @@
+//! The vendor-neutral half of a virtual IOMMU in which shared virtual memory works.
+//!
+//! # Architecture
+//!
+//! A machine has DMA-issuing functions, one or more IOMMU *models* that judge their accesses, and
+//! perhaps a host IOMMU behind the models. This crate holds what all three say to each other, and
+//! the path that every emulated DMA takes. It knows no vendor, no bus, no hypervisor and no file.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`types`] | identifiers and addresses: [`SourceId`], [`Pasid`], [`DomainId`], [`Iova`], [`Gpa`], ranges |
+//! | [`request`] | one DMA request as a model judges it, and the translation that answers it |
+//! | [`domain`] | what a (source, PASID) pair is bound to |
+//! | [`invalidation`] | what an invalidation hits, for IOTLBs, device-TLBs and host page tables |
+//! | [`fault`] | unrecoverable faults |
+//! | [`page_request`] | recoverable faults: page requests and their responses |
+//! | [`vendor`] | typed room for what only one vendor's model understands |
+//! | [`caps`] | what an IOMMU, virtual or host, can do |
+//! | [`traits`] | the doors: [`Translator`] in; [`Endpoint`], [`HostIommu`] and [`MsiSink`] out |
+//! | [`iotlb`] | the private translation cache of one port |
+//! | [`port`] | [`Port`], [`Session`]: DMA as it runs, and its drain |
+//!
+//! # The DMA path
+//!
+//! A thread that issues DMA owns a [`Port`] per function. [`Port::session`] takes the port's lock,
+//! which nobody else wants while no invalidation runs, and yields a view of guest memory
+//! (vm-memory's `GuestMemory`). A hit touches only the port's own memory. Slices borrow from the
+//! session, so no access outlives it. An invalidation visits every port and takes its lock: that
+//! wait *is* the drain of in-flight DMA that an invalidation has to guarantee.
+//!
+//! # Locks
+//!
+//! Endpoint-internal → model → port → leaf (fault log, page-request ring) → host objects. A
+//! [`Translator`] is called with the port lock held and therefore takes no model lock.
+#![forbid(unsafe_code)]
+
+pub mod caps;
+pub mod domain;
+pub mod fault;
+pub mod invalidation;
+pub mod iotlb;
+pub mod page_request;
+pub mod port;
+pub mod request;
+#[cfg(feature = "testkit")]
+pub mod testkit;
+pub mod traits;
+pub mod types;
+pub mod vendor;
+
+pub use caps::Capabilities;
+pub use domain::{Domain, FirstStage, SecondStage, TableFormat};
+pub use fault::{Completion, Fault, FaultClass, FaultEvent, FaultReason};
+pub use invalidation::{DeviceTlbInvalidation, Invalidation, Scope};
+pub use page_request::{GroupIndex, PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
+pub use port::{Dma, DmaFault, NoTranslation, Port, PortKind, PortSet, SESSION_LIMIT_BYTES, Session};
+pub use request::{Access, AddressType, Permissions, Request, StageTag, Tag, Translation};
+pub use traits::{Endpoint, HostError, HostIommu, Msi, MsiSink, Translator};
+pub use types::{DomainId, Gpa, Iova, IovaRange, Pasid, SourceId};
+pub use vendor::{VendorData, VendorPayload};

@@ -1,0 +1,139 @@
+//! Stand-ins for tests of other crates: a model that is a list, and an endpoint that takes notes.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::fault::{Completion, Fault, FaultClass, FaultReason};
+use crate::invalidation::DeviceTlbInvalidation;
+use crate::page_request::{PageRequest, PageRequestOutcome, PageResponse};
+use crate::request::{AddressType, Permissions, Request, StageTag, Tag, Translation};
+use crate::traits::{Endpoint, Msi, MsiSink, Translator};
+use crate::types::{DomainId, Gpa, Pasid, SourceId};
+
+/// One 4 KiB page of a [`ListTranslator`].
+#[derive(Clone, Copy, Debug)]
+pub struct Page {
+    /// Address space; `None`: requests without PASID.
+    pub pasid: Option<Pasid>,
+    /// Input, page-aligned.
+    pub iova: u64,
+    /// Output, page-aligned.
+    pub gpa: u64,
+    /// Writable.
+    pub write: bool,
+}
+
+type PageRequestHandler = dyn Fn(&ListTranslator, &PageRequest) -> PageRequestOutcome + Send + Sync;
+
+/// A model whose tables are a list of pages. Untranslated misses fault with code `0x71`; translation requests
+/// get the empty answer. Page requests go to a closure, by default one that answers "invalid" at once.
+#[derive(Default)]
+pub struct ListTranslator {
+    pages: Mutex<Vec<Page>>,
+    /// Faults reported so far.
+    pub faults: Mutex<Vec<Fault>>,
+    /// Page requests made so far.
+    pub page_requests: Mutex<Vec<PageRequest>>,
+    handler: Mutex<Option<Arc<PageRequestHandler>>>,
+}
+
+impl ListTranslator {
+    /// A model that translates nothing.
+    #[must_use]
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self::default())
+    }
+
+    /// Adds or replaces a page.
+    pub fn map(&self, page: Page) {
+        let mut pages = self.pages.lock();
+        pages.retain(|p| (p.pasid, p.iova) != (page.pasid, page.iova));
+        pages.push(page);
+    }
+
+    /// Removes a page.
+    pub fn unmap(&self, pasid: Option<Pasid>, iova: u64) {
+        self.pages.lock().retain(|p| (p.pasid, p.iova) != (pasid, iova));
+    }
+
+    /// Decides what becomes of page requests.
+    pub fn on_page_request(
+        &self,
+        handler: impl Fn(&Self, &PageRequest) -> PageRequestOutcome + Send + Sync + 'static,
+    ) {
+        *self.handler.lock() = Some(Arc::new(handler));
+    }
+}
+
+impl Translator for ListTranslator {
+    fn translate(&self, request: &Request) -> Result<Translation, Fault> {
+        let pages = self.pages.lock();
+        let page =
+            pages.iter().find(|p| p.pasid == request.pasid && p.iova == request.address.0 & !0xfff).copied();
+        let asks = matches!(request.address_type, AddressType::Translation { .. });
+        let permissions = page.map_or(Permissions::NONE, |p| Permissions { read: true, write: p.write });
+        if !asks && !permissions.allow(request.access) {
+            return Err(Fault {
+                request: *request,
+                reason: FaultReason { class: FaultClass::NotPresent, code: 0x71 },
+                completion: Completion::UnsupportedRequest,
+                log: true,
+            });
+        }
+        Ok(Translation {
+            iova: request.address,
+            base: Gpa(page.map_or(0, |p| p.gpa)),
+            page_bits: 12,
+            permissions,
+            untranslated_only: false,
+            tag: Tag {
+                domain: DomainId(1),
+                pasid: request.pasid.unwrap_or(Pasid::ZERO),
+                stage: StageTag::First,
+            },
+        })
+    }
+
+    fn report(&self, fault: &Fault) {
+        self.faults.lock().push(*fault);
+    }
+
+    fn page_request(&self, request: &PageRequest) -> PageRequestOutcome {
+        self.page_requests.lock().push(*request);
+        let handler = self.handler.lock().clone();
+        handler.map_or(PageRequestOutcome::Answered(crate::ResponseCode::Invalid), |h| h(self, request))
+    }
+}
+
+/// An endpoint that takes notes.
+#[derive(Default)]
+pub struct RecordingEndpoint {
+    /// Device-TLB invalidations received.
+    pub invalidations: Mutex<Vec<DeviceTlbInvalidation>>,
+    /// Responses received.
+    pub responses: Mutex<Vec<PageResponse>>,
+}
+
+impl Endpoint for RecordingEndpoint {
+    fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) {
+        self.invalidations.lock().push(*invalidation);
+    }
+
+    fn page_group_response(&self, response: &PageResponse) {
+        self.responses.lock().push(*response);
+    }
+}
+
+/// An interrupt sink that takes notes.
+#[derive(Default)]
+pub struct RecordingMsi {
+    /// Interrupts sent.
+    pub sent: Mutex<Vec<(SourceId, Msi)>>,
+}
+
+impl MsiSink for RecordingMsi {
+    fn send(&self, source: SourceId, msi: Msi) {
+        self.sent.lock().push((source, msi));
+    }
+}

@@ -1,0 +1,2 @@
+//! Intel VT-d model.
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! Shared-virtual-memory selftest.
+fn main() {}

@@ -1,0 +1,2 @@
+//! svmm.
+fn main() {}
