@@ -10,11 +10,20 @@
 //! | [`msix`] | the MSI-X table, its masks and pending bits |
 //! | [`function`] | [`PciFunction`], the root's view of a function |
 //! | [`base`] | [`FunctionBase`], the part every emulated function shares |
-//! | [`host_bridge`] | the function at 00:00.0 |
-//! | [`root`] | bus 0: ECAM, configuration ports, MMIO window |
 //!
 //! Not implemented: bridges and buses other than 0, 64-bit and I/O BARs, expansion ROMs, INTx, MSI, AER.
 
+pub mod bar;
+pub mod base;
+pub mod capability;
+pub mod config;
 pub mod function;
+mod live;
+pub mod msix;
+pub mod spec;
 
+pub use bar::BarSpec;
+pub use base::FunctionBase;
+pub use capability::{AtsSpec, ExpressSpec, FunctionSpec, Identity, MsixSpec, PasidSpec, PriSpec, SpecError};
 pub use function::{AtsState, BarRange, DecodedBars, FunctionEvent, PasidState, PciFunction, PriState};
+pub use msix::Msix;
