@@ -1,2 +1,7 @@
 //! Intel VT-d model.
 #![forbid(unsafe_code)]
+
+pub mod capability;
+pub mod spec;
+
+pub use capability::{Capability, CapabilityError, Profile};
