@@ -1,2 +1,4 @@
 //! Intel VT-d model.
 #![forbid(unsafe_code)]
+
+pub mod memory;
