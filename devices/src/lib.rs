@@ -5,8 +5,10 @@
 //! | [`bus`] | address decoding |
 //! | [`irq`] | interrupt lines |
 //! | [`pci`] | PCI functions and the root of bus 0 |
+//! | [`svm`] | the SVM endpoint |
 #![forbid(unsafe_code)]
 
 pub mod bus;
 pub mod irq;
 pub mod pci;
+pub mod svm;

@@ -237,10 +237,7 @@ fn slices<'a, M: GuestMemoryBackend>(
     address: u64,
     count: usize,
     access: Access,
-) -> Result<
-    impl Iterator<Item = GuestMemoryResult<VolatileSlice<'a, MS<'a, M>>>>,
-    Access,
-> {
+) -> Result<impl Iterator<Item = GuestMemoryResult<VolatileSlice<'a, MS<'a, M>>>>, Access> {
     session.get_slices(GuestAddress(address), count, permissions(access)).map_err(|_| access)
 }
 

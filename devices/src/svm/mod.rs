@@ -15,6 +15,7 @@
 //! | [`queue`] | a queue: its ring, its registers, what disable and reset do to it |
 //! | [`worker`] | the thread that works a queue off |
 //! | [`regs`] | the register pages |
+//! | [`device`] | what all of them share, and its switches and resets |
 //! | [`function`] | the PCI function and [`Endpoint`](iommu_core::Endpoint) |
 //!
 //! A queue has one thread. It holds the queue's gate while it touches memory or makes a page request, and a
@@ -30,10 +31,15 @@
 
 pub mod atc;
 pub mod descriptor;
+pub mod device;
 pub mod engine;
+pub mod function;
 pub mod pri;
 pub mod queue;
 pub mod regs;
 pub mod spec;
 pub mod stats;
 pub mod worker;
+
+pub use device::SvmConfig;
+pub use function::{SvmError, SvmFunction};

@@ -40,14 +40,27 @@ struct State {
     pasid: u32,
     irq: u32,
     ring: VecDeque<Job>,
-    /// The worker has taken a job out of the ring.
-    running: bool,
+    worker: WorkerState,
     epoch: u64,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum WorkerState {
+    #[default]
+    Idle,
+    /// It has taken a job out of the ring, which still holds its place.
+    Running,
+    /// The job's place is free: its record may be seen at any moment, and be answered by another submission.
+    Completing,
 }
 
 impl State {
     fn occupancy(&self) -> usize {
-        self.ring.len() + usize::from(self.running)
+        self.ring.len() + usize::from(self.worker == WorkerState::Running)
+    }
+
+    fn active(&self) -> bool {
+        !self.ring.is_empty() || self.worker != WorkerState::Idle
     }
 }
 
@@ -132,16 +145,21 @@ impl Queue {
                 return None;
             }
             if let Some(job) = state.ring.pop_front() {
-                state.running = true;
+                state.worker = WorkerState::Running;
                 return Some(job);
             }
             self.work.wait(&mut state);
         }
     }
 
-    /// The job that [`Self::next`] returned has ended.
+    /// The job that [`Self::next`] returned is about to show its record: its place is free.
+    pub fn completing(&self) {
+        self.state.lock().worker = WorkerState::Completing;
+    }
+
+    /// The job that [`Self::next`] returned has ended, record and interrupt included.
     pub fn finished(&self) {
-        self.state.lock().running = false;
+        self.state.lock().worker = WorkerState::Idle;
     }
 
     /// What is to become of a job now. May be worse a moment later, except for one who holds the gate:
@@ -225,7 +243,7 @@ impl Queue {
         let state = self.state.lock();
         QueueStatus::DEFAULT
             .with_enabled(state.enabled)
-            .with_active(state.occupancy() > 0)
+            .with_active(state.active())
             .with_waiting(self.waiting.load(Ordering::Relaxed))
     }
 
