@@ -80,7 +80,6 @@ pub const fn reserved(host_bits: u32, ecap: Ecap) -> [u64; 4] {
         (ContextLow::pdts_mask(), true),
         (ContextLow::directory_mask(), true),
     ];
-    let high =
-        [(ContextHigh::rid_pasid_mask(), ecap.rps()), (ContextHigh::rid_priv_mask(), ecap.rprivs())];
+    let high = [(ContextHigh::rid_pasid_mask(), ecap.rps()), (ContextHigh::rid_priv_mask(), ecap.rprivs())];
     [super::reserved_word(&low, host_bits), super::reserved_word(&high, 64), u64::MAX, u64::MAX]
 }

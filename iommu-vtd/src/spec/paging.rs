@@ -71,8 +71,8 @@ pub const fn reserved(host_bits: u32, one_gib_pages: bool) -> [[u64; 2]; LEVELS 
     let above = FirstStageEntry::address_mask() & super::above(host_bits);
     let no_leaf = above | FirstStageEntry::page_size_mask();
     // From bit 13, because bit 12 is PAT.
-    let leaf_2m = above | (1 << 21) - (1 << 13);
-    let leaf_1g = above | (1 << 30) - (1 << 13);
+    let leaf_2m = above | ((1 << 21) - (1 << 13));
+    let leaf_1g = above | ((1 << 30) - (1 << 13));
     let level_3 = if one_gib_pages { leaf_1g } else { no_leaf };
     [[0; 2], [above; 2], [above, leaf_2m], [above, level_3], [above, no_leaf], [above, no_leaf]]
 }
