@@ -7,6 +7,8 @@ pub mod memory;
 pub mod rules;
 pub mod spec;
 pub mod tables;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod translate;
 mod walk;
 
