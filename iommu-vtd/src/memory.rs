@@ -68,8 +68,7 @@ impl<M: GuestMemoryBackend + Send + Sync> TableMemory for M {
     fn compare_exchange(&self, gpa: Gpa, old: u64, new: u64) -> Option<Result<u64, u64>> {
         let slice = slice(self, gpa, size_of::<u64>())?;
         let atomic = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
-        let result =
-            atomic.compare_exchange(old.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire);
+        let result = atomic.compare_exchange(old.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire);
         if result.is_ok() {
             slice.bitmap().mark_dirty(0, size_of::<u64>());
         }
