@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 pub mod capability;
+pub mod event;
 pub mod memory;
+pub mod regs;
 pub mod spec;
 
 pub use capability::{Capability, CapabilityError, Profile};
