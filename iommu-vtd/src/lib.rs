@@ -3,6 +3,7 @@
 
 pub mod capability;
 pub mod event;
+pub mod invalidation;
 pub mod memory;
 pub mod regs;
 pub mod spec;

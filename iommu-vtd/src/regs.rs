@@ -206,7 +206,7 @@ const _: () = {
     while index < ROWS {
         let row = row(index);
         assert!((row.offset as usize).is_multiple_of(row.bytes), "register not aligned");
-        let width = bits(row.bytes as u32 * 8 - 1, 0);
+        let width = if row.bytes == 4 { bits(31, 0) } else { u64::MAX };
         assert!((row.reset | row.rw | row.w1c) & !width == 0, "mask wider than its register");
         assert!(row.rw & row.w1c == 0, "bit both RW and RW1C");
         let mut byte = row.offset as usize;
