@@ -3,10 +3,12 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`bus`] | address decoding |
+//! | [`ioapic`] | the IOAPIC |
 //! | [`irq`] | interrupt lines |
 //! | [`pci`] | PCI functions and the root of bus 0 |
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod ioapic;
 pub mod irq;
 pub mod pci;

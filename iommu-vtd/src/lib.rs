@@ -10,6 +10,8 @@ pub mod regs;
 pub mod rules;
 pub mod spec;
 pub mod tables;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod translate;
 mod walk;
 
