@@ -1,8 +1,8 @@
 //! The manual's tables as types: positions, names and constants, nothing else.
 
-pub mod invalidation;
 pub mod context;
 pub mod fault;
+pub mod invalidation;
 pub mod paging;
 pub mod pasid;
 pub mod registers;
