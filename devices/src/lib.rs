@@ -9,6 +9,7 @@
 //! | [`pci`] | PCI functions and the root of bus 0 |
 //! | [`reset`] | power-off, reset and panic |
 //! | [`serial`] | the serial port |
+//! | [`svm`] | the SVM endpoint |
 #![forbid(unsafe_code)]
 
 pub mod bus;
@@ -18,3 +19,4 @@ pub mod irq;
 pub mod pci;
 pub mod reset;
 pub mod serial;
+pub mod svm;
