@@ -102,6 +102,7 @@ fn function_level_reset_leaves_no_trace() {
     rig.wait(rig.start(1, Descriptor::default()));
     flr(&rig);
     assert_eq!([0x10, 0xc].map(|at| rig.read32(at)), [0; 2]);
+    assert!(rig.read32(control_page(0) + 0x10) <= 1, "at most what the worker has not yet let go");
     until("idle", || rig.read32(control_page(0) + 4) == 0);
     assert_eq!([waiting, behind].map(|record| rig.read_record(record).status), [0, 0]);
     assert_eq!([0x40, 0x48, 0x50].map(|at| rig.read64(at)), [0; 3]);
@@ -136,6 +137,33 @@ fn nothing_is_written_after_a_reset_returns() {
         assert_eq!(rig.memory.read_obj::<u64>(GuestAddress(gpa)).unwrap(), 0);
         rig.bring_up();
     }
+}
+
+/// Without ATS no device-TLB flush waits for the session.
+#[test]
+fn nothing_is_written_after_bus_master_went_off() {
+    let rig = Rig::new();
+    rig.set_extended(0xf, 6, 0);
+    rig.map_range(TARGET, 63);
+    let (first, last) = (rig.map(TARGET, true), rig.map(TARGET + 63 * 0x1000, true));
+    let peek = |gpa: u64| rig.memory.read_obj::<u64>(GuestAddress(gpa)).unwrap();
+    let mut caught = 0;
+    for _ in 0..300 {
+        for gpa in [first, last] {
+            rig.memory.write_slice(&[0; 4096], GuestAddress(gpa)).unwrap();
+        }
+        rig.submit(0, &Descriptor { opcode: 2, operand: u64::MAX.into(), ..copy(0, TARGET, 0x4_0000) });
+        while peek(first) == 0 {
+            std::hint::spin_loop();
+        }
+        caught += u32::from(peek(last) == 0);
+        rig.config16(4, 2);
+        let seen = peek(last);
+        rig.until_idle(0);
+        assert_eq!(peek(last), seen, "written after the configuration write returned");
+        rig.config16(4, 6);
+    }
+    assert!(caught > 0, "never in the middle: the test shows nothing");
 }
 
 #[test]
