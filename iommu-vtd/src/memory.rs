@@ -24,11 +24,12 @@ pub trait TableMemory: Send + Sync {
     /// written before the first word's "present" bit is seen with it. `hint` only makes it faster.
     ///
     /// `None`: no memory there, not all of it, or `gpa` is not a multiple of 8.
-    fn load_words<'a, const N: usize>(&'a self, gpa: Gpa, hint: &mut Self::Hint<'a>) -> Option<[u64; N]>;
+    fn load_words_near<'a, const N: usize>(&'a self, gpa: Gpa, hint: &mut Self::Hint<'a>)
+    -> Option<[u64; N]>;
 
     /// Replaces one word if it still is `old`: `Ok(old)`, else `Err` with what is there.
     ///
-    /// `None`: as for [`Self::load_words`].
+    /// `None`: as for [`Self::load_words_near`].
     fn compare_exchange(&self, gpa: Gpa, old: u64, new: u64) -> Option<Result<u64, u64>>;
 
     /// Copies bytes out of memory, without any promise of atomicity. `false`: not all of it is memory.
@@ -40,9 +41,14 @@ pub trait TableMemory: Send + Sync {
     /// with them: a guest polls for such a word.
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> bool;
 
-    /// Reads one word. `None`: as for [`Self::load_words`].
+    /// The same for a single read.
+    fn load_words<const N: usize>(&self, gpa: Gpa) -> Option<[u64; N]> {
+        self.load_words_near(gpa, &mut Self::Hint::default())
+    }
+
+    /// Reads one word. `None`: as for [`Self::load_words_near`].
     fn load(&self, gpa: Gpa) -> Option<u64> {
-        self.load_words::<1>(gpa, &mut Self::Hint::default()).map(|[word]| word)
+        self.load_words::<1>(gpa).map(|[word]| word)
     }
 }
 
@@ -57,11 +63,11 @@ impl<'a, M: TableMemory> Reader<'a, M> {
         Self { memory, hint: Cell::default() }
     }
 
-    /// See [`TableMemory::load_words`].
+    /// See [`TableMemory::load_words_near`].
     #[inline]
     pub(crate) fn load_words<const N: usize>(&self, gpa: Gpa) -> Option<[u64; N]> {
         let mut hint = self.hint.get();
-        let words = self.memory.load_words(gpa, &mut hint);
+        let words = self.memory.load_words_near(gpa, &mut hint);
         self.hint.set(hint);
         words
     }
@@ -111,7 +117,11 @@ impl<M: GuestMemoryBackend + Send + Sync> TableMemory for M {
         Self: 'a;
 
     #[inline]
-    fn load_words<'a, const N: usize>(&'a self, gpa: Gpa, hint: &mut Self::Hint<'a>) -> Option<[u64; N]> {
+    fn load_words_near<'a, const N: usize>(
+        &'a self,
+        gpa: Gpa,
+        hint: &mut Self::Hint<'a>,
+    ) -> Option<[u64; N]> {
         let slice = slice(self, gpa, N * size_of::<u64>(), hint)?;
         let mut words = [0; N];
         for (index, word) in words.iter_mut().enumerate() {
@@ -165,7 +175,7 @@ mod tests {
     fn words_are_little_endian_and_stay_within_a_region() {
         let memory = memory();
         assert!(TableMemory::write(&memory, Gpa(0x3000), &[1, 2, 3, 4, 5, 6, 7, 8, 9]));
-        assert_eq!(memory.load_words::<2>(Gpa(0x3000), &mut None), Some([0x0807_0605_0403_0201, 9]));
+        assert_eq!(memory.load_words::<2>(Gpa(0x3000)), Some([0x0807_0605_0403_0201, 9]));
         let rows = [
             ("last word", 0x1ff8, true),
             ("hole", 0x2000, false),
@@ -177,7 +187,7 @@ mod tests {
             assert_eq!(TableMemory::load(&memory, Gpa(gpa)).is_some(), there, "{name}");
             assert_eq!(memory.compare_exchange(Gpa(gpa), 0, 0).is_some(), there, "{name}");
         }
-        assert_eq!(memory.load_words::<2>(Gpa(0x1ff8), &mut None), None, "half of it in the hole");
+        assert_eq!(memory.load_words::<2>(Gpa(0x1ff8)), None, "half of it in the hole");
     }
 
     #[test]
