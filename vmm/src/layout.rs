@@ -19,6 +19,8 @@ pub(crate) const PCI_MMIO32: BusRange = BusRange { start: LOW_RAM_LIMIT, len: 51
 pub(crate) const ECAM: BusRange = BusRange { start: 0xe000_0000, len: 256 * MIB };
 /// The IOAPIC's register page.
 pub(crate) const IOAPIC: BusRange = BusRange { start: 0xfec0_0000, len: 0x1000 };
+/// The IOAPIC's id in MADT and DMAR.
+pub(crate) const IOAPIC_ID: u8 = 0;
 /// The VT-d unit's register page.
 pub(crate) const VTD: BusRange = BusRange { start: 0xfed9_0000, len: 0x1000 };
 /// Local APIC registers; as DMA target, message-signalled interrupts.
@@ -89,6 +91,22 @@ pub(crate) mod port {
 
     /// The first serial port, a 16550.
     pub(crate) const SERIAL: BusRange = BusRange { start: 0x3f8, len: 8 };
+    /// Where a guest program leaves its status.
+    pub(crate) const EXIT: BusRange = BusRange { start: 0x501, len: 4 };
+    /// Where a guest reports that it panicked (pvpanic).
+    pub(crate) const PANIC: BusRange = BusRange { start: 0x505, len: 1 };
+    /// ACPI's sleep control and sleep status registers.
+    pub(crate) const POWER: BusRange = BusRange { start: 0x600, len: 2 };
+    /// Sleep control register (ACPI 6.5 §4.8.3.7).
+    pub(crate) const SLEEP_CONTROL: u64 = POWER.start;
+    /// Sleep status register.
+    pub(crate) const SLEEP_STATUS: u64 = POWER.start + 1;
+    /// The sleep type that means power-off.
+    pub(crate) const SLEEP_TYPE_S5: u8 = 5;
+    /// Reset register: the chipset's reset control.
+    pub(crate) const RESET: u64 = 0xcf9;
+    /// What to write there for a full reset.
+    pub(crate) const RESET_VALUE: u8 = 0x6;
 }
 
 /// Global system interrupts.
