@@ -3,10 +3,15 @@
 
 pub mod ats;
 pub mod capability;
+pub mod event;
+pub mod invalidation;
 pub mod memory;
+pub mod regs;
 pub mod rules;
 pub mod spec;
 pub mod tables;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod translate;
 mod walk;
 

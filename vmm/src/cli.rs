@@ -23,7 +23,14 @@ Examples:
 #[command(name = "svmm", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
 pub(crate) struct Cli {
     /// How much to log on standard error: off, error, warn, info, debug, trace, or RUST_LOG's syntax
-    #[arg(long, global = true, value_name = "LEVEL", env = "RUST_LOG", default_value = "warn", hide_env = true)]
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        env = "RUST_LOG",
+        default_value = "warn",
+        hide_env = true
+    )]
     pub(crate) log: String,
     /// What to do.
     #[command(subcommand)]

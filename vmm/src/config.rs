@@ -265,8 +265,9 @@ fn open_kernel(path: &Path) -> Result<Kernel, Complaint> {
     let (mut file, _) = open_regular(path, "--kernel", what)?;
     let mut head = Vec::new();
     let read = (&mut file).take(0x300).read_to_end(&mut head).and_then(|_| file.seek(SeekFrom::Start(0)));
-    let complaint =
-        |reason: String| Complaint::new(format_args!("--kernel {}", path.display()), reason, format_args!("give {what}"));
+    let complaint = |reason: String| {
+        Complaint::new(format_args!("--kernel {}", path.display()), reason, format_args!("give {what}"))
+    };
     read.map_err(|error| complaint(system_reason(&error)))?;
     let format = kernel_format(&head).map_err(|reason| complaint(reason.into()))?;
     Ok(Kernel { path: path.into(), file, format })
@@ -298,9 +299,9 @@ fn open_serial(target: &str) -> Result<SerialTarget, Complaint> {
         "stdio" => Ok(SerialTarget::Stdio),
         "null" => Ok(SerialTarget::Null),
         _ => match target.strip_prefix("file:") {
-            Some(path) if !path.is_empty() => File::create(path)
-                .map(SerialTarget::File)
-                .map_err(|error| Complaint::new(thing, system_reason(&error), "give a path that can be written")),
+            Some(path) if !path.is_empty() => File::create(path).map(SerialTarget::File).map_err(|error| {
+                Complaint::new(thing, system_reason(&error), "give a path that can be written")
+            }),
             _ => Err(Complaint::new(thing, "unknown", "give stdio, null or file:PATH")),
         },
     }
@@ -343,7 +344,11 @@ mod tests {
             ("kernel empty", vec!["--kernel", &empty], "is empty"),
             ("kernel text", vec!["--kernel", &text], "not a Linux kernel"),
             ("kernel device", vec!["--kernel", "/dev/null"], "not a regular file"),
-            ("initrd missing", vec!["--kernel", &kernel, "--initrd", "/nowhere/i"], "--initrd /nowhere/i: no such"),
+            (
+                "initrd missing",
+                vec!["--kernel", &kernel, "--initrd", "/nowhere/i"],
+                "--initrd /nowhere/i: no such",
+            ),
             ("initrd empty", vec!["--kernel", &kernel, "--initrd", &empty], "is empty"),
             ("no memory", vec!["--kernel", &kernel, "--memory-mib", "0"], "needs memory"),
             ("odd memory", vec!["--kernel", &kernel, "--memory-mib", "255"], "such as 256"),
@@ -360,7 +365,10 @@ mod tests {
         ] {
             let complaint = check(&arguments).expect_err(name).to_string();
             assert!(complaint.contains(expected), "{name}: {complaint}");
-            assert!(!complaint.contains('\n') && complaint.contains("; give ") || complaint.contains("; known"), "{name}: {complaint}");
+            assert!(
+                !complaint.contains('\n') && complaint.contains("; give ") || complaint.contains("; known"),
+                "{name}: {complaint}"
+            );
         }
     }
 

@@ -21,7 +21,8 @@ pub(crate) fn run(only: Option<Probe>) -> bool {
         ("iommufd", "/dev/iommu", "assigned devices with nested translation"),
         ("vfio", "/dev/vfio", "assigned devices"),
     ] {
-        let state = if Path::new(path).exists() { "present" } else { "absent: not needed for emulated devices" };
+        let state =
+            if Path::new(path).exists() { "present" } else { "absent: not needed for emulated devices" };
         println!("{name:<8} {state} ({path}, for {use_})");
     }
     usable
@@ -30,8 +31,12 @@ pub(crate) fn run(only: Option<Probe>) -> bool {
 fn remedy(kind: Kind) -> Option<&'static str> {
     match kind {
         Kind::Native | Kind::Nested => None,
-        Kind::Emulating => Some("too slow to boot a guest: run svmm in a machine with hardware virtualization"),
-        Kind::Absent => Some("load kvm_intel or kvm_amd; in a virtual machine, turn nested virtualization on"),
+        Kind::Emulating => {
+            Some("too slow to boot a guest: run svmm in a machine with hardware virtualization")
+        }
+        Kind::Absent => {
+            Some("load kvm_intel or kvm_amd; in a virtual machine, turn nested virtualization on")
+        }
         Kind::Refused => Some("become a member of the group kvm, or run as root"),
     }
 }

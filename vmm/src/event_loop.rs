@@ -1,6 +1,7 @@
 //! What the main thread does while the guest runs: keyboard, signals, the end.
 
 use std::collections::VecDeque;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, OnceLock};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
@@ -11,8 +12,13 @@ use vmm_sys_util::signal::register_signal_handler;
 use crate::outcome::{Ending, Outcome};
 use crate::terminal::{Escapes, Key};
 
-/// Takes what the user typed; how many bytes of it, from the front. The rest is offered again later.
-pub(crate) type Keyboard = Box<dyn FnMut(&[u8]) -> usize + Send>;
+/// Where what the user types goes.
+pub(crate) struct Keyboard {
+    /// Takes bytes from the front; how many. The rest is offered again when `room` is signalled.
+    pub(crate) enqueue: Box<dyn FnMut(&[u8]) -> usize + Send>,
+    /// Signalled when more can be taken.
+    pub(crate) room: Arc<EventFd>,
+}
 
 /// The event loop failed.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +57,6 @@ pub(crate) fn catch_signals() -> Result<(), Error> {
     Ok(())
 }
 
-/// Time between two offers of what the guest could not take yet.
-const RETRY_MS: i32 = 10;
-const FOREVER: i32 = -1;
 /// Bytes typed ahead that are kept for the guest; beyond, the keyboard waits.
 const TYPE_AHEAD: usize = 4096;
 
@@ -67,26 +70,16 @@ pub(crate) fn run(ending: &Arc<Ending>, keyboard: Option<Keyboard>) -> Result<Ou
     if SIGNALLED.get().is_some() {
         manager.add_subscriber(Subscriber::Signals(ending.clone()));
     }
-    let input = keyboard.map(|keyboard| {
-        manager.add_subscriber(Subscriber::Input(Input {
-            keyboard,
-            escapes: Escapes::default(),
-            waiting: VecDeque::new(),
-            ending: ending.clone(),
-        }))
-    });
+    if let Some(keyboard) = keyboard {
+        let (escapes, waiting) = (Escapes::default(), VecDeque::new());
+        let input = Input { keyboard, escapes, waiting, ending: ending.clone() };
+        manager.add_subscriber(Subscriber::Input(input));
+    }
     loop {
         if let Some(outcome) = ending.outcome() {
             return Ok(outcome.clone());
         }
-        let mut timeout = FOREVER;
-        if let Some(Subscriber::Input(input)) = input.and_then(|id| manager.subscriber_mut(id).ok()) {
-            input.offer();
-            if !input.waiting.is_empty() {
-                timeout = RETRY_MS;
-            }
-        }
-        match manager.run_with_timeout(timeout) {
+        match manager.run() {
             Ok(_) => {}
             Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {}
             Err(error) => return Err(error.into()),
@@ -107,6 +100,11 @@ impl MutEventSubscriber for Subscriber {
             // The loop looks at the outcome itself.
             Self::End(_) => {}
             Self::Signals(ending) => ending.request(Outcome::Stopped),
+            Self::Input(input) if events.fd() == input.keyboard.room.as_raw_fd() => {
+                // Fails only if somebody else took the count, and nobody does.
+                let _ = input.keyboard.room.read();
+                input.offer();
+            }
             Self::Input(input) => {
                 if !input.read() {
                     // Nothing more will come; the guest runs on.
@@ -123,7 +121,9 @@ impl MutEventSubscriber for Subscriber {
                 Some(event) => ops.add(Events::new(event, EventSet::IN)),
                 None => Ok(()),
             },
-            Self::Input(_) => ops.add(Events::new(&stdin(), EventSet::IN)),
+            Self::Input(input) => ops
+                .add(Events::new(&*input.keyboard.room, EventSet::IN))
+                .and_then(|()| ops.add(Events::new(&stdin(), EventSet::IN))),
         };
         if let Err(error) = added {
             // Standard input that is a file or /dev/null cannot be waited for: such a guest gets no input.
@@ -166,7 +166,7 @@ impl Input {
     fn offer(&mut self) {
         let waiting = self.waiting.make_contiguous();
         if !waiting.is_empty() {
-            let taken = (self.keyboard)(waiting).min(waiting.len());
+            let taken = (self.keyboard.enqueue)(waiting).min(waiting.len());
             self.waiting.drain(..taken);
         }
     }

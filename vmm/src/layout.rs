@@ -88,33 +88,33 @@ pub(crate) mod low {
 /// Ports of the I/O space.
 pub(crate) mod port {
     use super::BusRange;
+    use devices::exit::ExitPort;
+    use devices::pci::ConfigPorts;
+    use devices::reset::{KeyboardReset, PanicPort, SleepRegisters};
 
-    /// The first serial port, a 16550.
-    pub(crate) const SERIAL: BusRange = BusRange { start: 0x3f8, len: 8 };
+    /// The keyboard controller's command port, which can only reset.
+    pub(crate) const KEYBOARD_RESET: BusRange = BusRange { start: KeyboardReset::PORT, len: 1 };
     /// Where a guest program leaves its status.
-    pub(crate) const EXIT: BusRange = BusRange { start: 0x501, len: 4 };
-    /// Where a guest reports that it panicked (pvpanic).
-    pub(crate) const PANIC: BusRange = BusRange { start: 0x505, len: 1 };
+    pub(crate) const EXIT: BusRange = BusRange { start: ExitPort::PORT, len: ExitPort::LEN };
+    /// The first serial port.
+    pub(crate) const SERIAL: BusRange =
+        BusRange { start: devices::serial::COM1_PORT, len: devices::serial::LEN };
+    /// Where a guest reports that it panicked.
+    pub(crate) const PANIC: BusRange = BusRange { start: PanicPort::PORT, len: 1 };
     /// ACPI's sleep control and sleep status registers.
-    pub(crate) const POWER: BusRange = BusRange { start: 0x600, len: 2 };
-    /// Sleep control register (ACPI 6.5 §4.8.3.7).
-    pub(crate) const SLEEP_CONTROL: u64 = POWER.start;
-    /// Sleep status register.
-    pub(crate) const SLEEP_STATUS: u64 = POWER.start + 1;
-    /// The sleep type that means power-off.
-    pub(crate) const SLEEP_TYPE_S5: u8 = 5;
-    /// Reset register: the chipset's reset control.
-    pub(crate) const RESET: u64 = 0xcf9;
-    /// What to write there for a full reset.
-    pub(crate) const RESET_VALUE: u8 = 0x6;
+    pub(crate) const SLEEP: BusRange = BusRange { start: 0x600, len: SleepRegisters::LEN };
+    /// ACPI's reset register.
+    pub(crate) const RESET: BusRange = BusRange { start: 0x604, len: 1 };
+    /// PCI's configuration ports, with the chipset's reset control between them.
+    pub(crate) const PCI_CONFIG: BusRange = BusRange { start: ConfigPorts::PORT, len: ConfigPorts::LEN };
 }
 
 /// Global system interrupts.
 pub(crate) mod gsi {
     /// Pins of the IOAPIC.
-    pub(crate) const PINS: u8 = 24;
+    pub(crate) const PINS: u8 = devices::ioapic::spec::PINS;
     /// The serial port: edge-triggered, active high.
-    pub(crate) const SERIAL: u8 = 4;
+    pub(crate) const SERIAL: u8 = devices::serial::COM1_IRQ;
     /// PCI INTA of device 0; INTx of device d leads to `PCI_FIRST + (d + x) % PCI_COUNT`.
     pub(crate) const PCI_FIRST: u8 = 16;
     /// How many pins the PCI interrupt lines share.

@@ -60,7 +60,8 @@ fn set(termios: &Termios) {
 pub(crate) fn install_panic_hook() {
     std::panic::set_hook(Box::new(|panic| {
         restore();
-        let place = panic.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
+        let place =
+            panic.location().map_or_else(String::new, |at| format!(" at {}:{}", at.file(), at.line()));
         let text = panic.payload_as_str().unwrap_or("panic").replace('\n', " ");
         // Standard error may be closed; there is nowhere else to say it.
         let _ = writeln!(std::io::stderr(), "svmm: internal error: {text}{place}; please report it");

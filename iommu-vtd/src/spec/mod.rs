@@ -2,6 +2,7 @@
 
 pub mod context;
 pub mod fault;
+pub mod invalidation;
 pub mod paging;
 pub mod pasid;
 pub mod registers;

@@ -6,6 +6,7 @@ use acpi_tables::aml::{
     PackageBuilder, ResourceTemplate, Scope,
 };
 use acpi_tables::sdt::Sdt;
+use devices::reset::SleepRegisters;
 
 use super::{Machine, OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
 use crate::layout::{ECAM, PCI_MMIO32, gsi, port};
@@ -29,7 +30,7 @@ pub(super) fn table(machine: &Machine<'_>) -> Vec<u8> {
 fn host_bridge() -> Vec<u8> {
     let windows = ResourceTemplate::new(vec![
         &AddressSpace::<u16>::new_bus_number(0, 255),
-        &IO::new(0xcf8, 0xcf8, 1, 8),
+        &IO::new(short(port::PCI_CONFIG.start), short(port::PCI_CONFIG.start), 1, 8),
         &AddressSpace::<u32>::new_memory(
             AddressSpaceCacheable::NotCacheable,
             true,
@@ -40,7 +41,8 @@ fn host_bridge() -> Vec<u8> {
     ])
     .to_bytes();
     // The ECAM range is a motherboard resource: Linux wants it reserved by some device.
-    let ecam = ResourceTemplate::new(vec![&Memory32Fixed::new(true, word(ECAM.start), word(ECAM.len))]).to_bytes();
+    let ecam =
+        ResourceTemplate::new(vec![&Memory32Fixed::new(true, word(ECAM.start), word(ECAM.len))]).to_bytes();
     let bridge = Device::new(
         "PCI0".into(),
         vec![
@@ -57,10 +59,7 @@ fn host_bridge() -> Vec<u8> {
     .to_bytes();
     let motherboard = Device::new(
         "MRES".into(),
-        vec![
-            &Name::new("_HID".into(), &EISAName::new("PNP0C02")),
-            &Name::new("_CRS".into(), &Raw(&ecam)),
-        ],
+        vec![&Name::new("_HID".into(), &EISAName::new("PNP0C02")), &Name::new("_CRS".into(), &Raw(&ecam))],
     )
     .to_bytes();
     bytes(&Scope::new("_SB_".into(), vec![&Raw(&bridge), &Raw(&motherboard)]))
@@ -95,7 +94,8 @@ fn legacy_devices(machine: &Machine<'_>) -> Vec<u8> {
     )
     .to_bytes();
     let panic_resources =
-        ResourceTemplate::new(vec![&IO::new(short(port::PANIC.start), short(port::PANIC.start), 1, 1)]).to_bytes();
+        ResourceTemplate::new(vec![&IO::new(short(port::PANIC.start), short(port::PANIC.start), 1, 1)])
+            .to_bytes();
     let panic = Device::new(
         "PEVT".into(),
         vec![
@@ -117,7 +117,7 @@ fn legacy_devices(machine: &Machine<'_>) -> Vec<u8> {
 
 /// `\_S5`: the value for the sleep control register that powers off.
 fn sleep_state() -> Vec<u8> {
-    bytes(&Name::new("_S5_".into(), &Package::new(vec![&port::SLEEP_TYPE_S5])))
+    bytes(&Name::new("_S5_".into(), &Package::new(vec![&SleepRegisters::S5_TYPE])))
 }
 
 /// AML that is made already.

@@ -4,6 +4,7 @@ use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::mcfg::MCFG;
+use devices::reset::{ResetRegister, SleepRegisters};
 use zerocopy::{Immutable, IntoBytes};
 
 use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
@@ -14,8 +15,7 @@ const BOOT_ARCH: u16 = 1 << 2 | 1 << 5;
 
 /// The FADT: hardware-reduced, with sleep registers and a reset register.
 pub(super) fn fadt(dsdt: u64) -> Vec<u8> {
-    let byte_port =
-        |port: u64| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port);
+    let byte_port = |port: u64| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port);
     let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION)
         .dsdt_64(dsdt)
         .flag(Flags::HwReducedAcpi)
@@ -24,10 +24,10 @@ pub(super) fn fadt(dsdt: u64) -> Vec<u8> {
         .flag(Flags::PwrButton)
         .flag(Flags::SlpButton);
     fadt.iapc_boot_arch = BOOT_ARCH.into();
-    fadt.reset_reg = byte_port(port::RESET);
-    fadt.reset_value = port::RESET_VALUE;
-    fadt.sleep_control_reg = byte_port(port::SLEEP_CONTROL);
-    fadt.sleep_status_reg = byte_port(port::SLEEP_STATUS);
+    fadt.reset_reg = byte_port(port::RESET.start);
+    fadt.reset_value = ResetRegister::VALUE;
+    fadt.sleep_control_reg = byte_port(port::SLEEP.start);
+    fadt.sleep_status_reg = byte_port(port::SLEEP.start + SleepRegisters::STATUS);
     bytes(&fadt.finalize())
 }
 

@@ -87,7 +87,9 @@ fn set_place(entry: &mut kvm_cpuid_entry2, place: Place) {
             entry.edx = entry.edx & !HTT | if others > 0 { HTT } else { 0 };
         }
         // Deterministic cache parameters: 31:26 cores in the package, 25:14 CPUs sharing the cache, each minus 1.
-        (4, _) if entry.eax & 0x1f != 0 => entry.eax = entry.eax & 0x3fff | sharers(entry.eax, others) | others << 26,
+        (4, _) if entry.eax & 0x1f != 0 => {
+            entry.eax = entry.eax & 0x3fff | sharers(entry.eax, others) | others << 26
+        }
         (0x8000_001d, _) if entry.eax & 0x1f != 0 => {
             entry.eax = entry.eax & !0x03ff_c000 | sharers(entry.eax, others);
         }
@@ -157,13 +159,15 @@ mod tests {
 
     #[test]
     fn every_cpu_sees_its_own_place() {
-        let supported = [entry(0, 0, [0x1f, 0, 0, 0]), entry(1, 0, [0, 0x0504_0812, 0, 0]), entry(0xb, 0, [9; 4])];
+        let supported =
+            [entry(0, 0, [0x1f, 0, 0, 0]), entry(1, 0, [0, 0x0504_0812, 0, 0]), entry(0xb, 0, [9; 4])];
         for (apic_id, cpus, bits) in [(0, 1, 0), (3, 4, 2), (4, 5, 3), (63, 64, 6)] {
             let seen = filter(&supported, ALL, Place { apic_id, cpus });
             assert_eq!(find(&seen, 1, 0).ebx, apic_id << 24 | cpus << 16 | 0x0812);
             assert_eq!(find(&seen, 1, 0).edx & HTT != 0, cpus > 1);
             for leaf in TOPOLOGY_LEAVES {
-                let (threads, cores, end) = (find(&seen, leaf, 0), find(&seen, leaf, 1), find(&seen, leaf, 2));
+                let (threads, cores, end) =
+                    (find(&seen, leaf, 0), find(&seen, leaf, 1), find(&seen, leaf, 2));
                 assert_eq!((threads.eax, threads.ebx, threads.ecx, threads.edx), (0, 1, 0x100, apic_id));
                 assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (bits, cpus, 0x201, apic_id));
                 assert_eq!((end.ebx, end.ecx), (0, 2));

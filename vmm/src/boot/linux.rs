@@ -49,7 +49,11 @@ const PAGE: u64 = 0x1000;
 ///
 /// # Errors
 /// It cannot be read, is not what it looked like, or does not fit.
-pub(crate) fn load_kernel(ram: &GuestRam, kernel: &mut Kernel, low_end: u64) -> Result<LoadedKernel, Complaint> {
+pub(crate) fn load_kernel(
+    ram: &GuestRam,
+    kernel: &mut Kernel,
+    low_end: u64,
+) -> Result<LoadedKernel, Complaint> {
     let thing = format!("--kernel {}", kernel.path.display());
     let start = Some(GuestAddress(low::END));
     let loaded = match kernel.format {
@@ -61,9 +65,8 @@ pub(crate) fn load_kernel(ram: &GuestRam, kernel: &mut Kernel, low_end: u64) -> 
         Complaint::new(&thing, format_args!("cannot be loaded ({error})"), remedy)
     })?;
     let kernel = match loaded.setup_header {
-        Some(header) => bzimage(&loaded, header).map_err(|reason| {
-            Complaint::new(&thing, reason, "give a kernel for x86-64")
-        })?,
+        Some(header) => bzimage(&loaded, header)
+            .map_err(|reason| Complaint::new(&thing, reason, "give a kernel for x86-64"))?,
         None => elf(&loaded),
     };
     if kernel.end > low_end {
@@ -121,7 +124,9 @@ pub(crate) fn load_initrd(
         Complaint::new(&thing, reason, "raise --memory-mib")
     })?;
     let read = copy_in(ram, initrd, start);
-    read.map_err(|error| Complaint::new(&thing, format_args!("cannot be read ({error})"), "give a readable file"))?;
+    read.map_err(|error| {
+        Complaint::new(&thing, format_args!("cannot be read ({error})"), "give a readable file")
+    })?;
     Ok(LoadedInitrd { start, len: initrd.len })
 }
 

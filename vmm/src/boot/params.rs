@@ -76,7 +76,12 @@ fn write_zero_page(ram: &GuestRam, header: Option<setup_header>, told: &Told<'_>
 
 /// The header for an ELF kernel that is entered by the 64-bit protocol and brings none.
 fn bare_header() -> setup_header {
-    setup_header { boot_flag: 0xaa55, header: 0x5372_6448, kernel_alignment: 0x0100_0000, ..Default::default() }
+    setup_header {
+        boot_flag: 0xaa55,
+        header: 0x5372_6448,
+        kernel_alignment: 0x0100_0000,
+        ..Default::default()
+    }
 }
 
 fn write_start_info(ram: &GuestRam, told: &Told<'_>) -> Result<(), Error> {

@@ -41,7 +41,8 @@ const MTRR_ALL_WRITE_BACK: u64 = 1 << 11 | 6;
 /// General registers at `entry`.
 pub(crate) fn general(entry: &Entry) -> kvm_regs {
     let stack = low::STACK.start + low::STACK.len;
-    let mut regs = kvm_regs { rip: entry.address, rflags: RFLAGS, rsp: stack, rbp: stack, ..Default::default() };
+    let mut regs =
+        kvm_regs { rip: entry.address, rflags: RFLAGS, rsp: stack, rbp: stack, ..Default::default() };
     match entry.protocol {
         Protocol::Pvh => regs.rbx = low::PVH_START_INFO.start,
         Protocol::Linux64 => regs.rsi = low::ZERO_PAGE.start,
@@ -56,7 +57,8 @@ pub(crate) fn special(protocol: Protocol, sregs: &mut kvm_sregs) {
     let data = segment(DATA_SELECTOR, 0x3, false);
     sregs.cs = code;
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { selector: TASK_SELECTOR, limit: 0x67, type_: 0xb, present: 1, ..Default::default() };
+    sregs.tr =
+        kvm_segment { selector: TASK_SELECTOR, limit: 0x67, type_: 0xb, present: 1, ..Default::default() };
     sregs.gdt.base = low::GDT.start;
     sregs.gdt.limit = 5 * 8 - 1;
     sregs.cr0 = CR0_PE | CR0_ET;

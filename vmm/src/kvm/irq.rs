@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use devices::ioapic::{PinRoute, RouteObserver};
 use iommu_core::{Msi, MsiSink, SourceId};
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi};
 use kvm_ioctls::VmFd;
@@ -65,7 +66,7 @@ impl IoapicRoutes {
 
     /// Routes `pin` to `msi`, as it arrives after remapping, or nowhere. Without a change nothing is done:
     /// changing the table makes KVM wait for all CPUs. Pins beyond the last are ignored.
-    pub(crate) fn set(&self, pin: u8, msi: Option<Msi>) {
+    fn set(&self, pin: u8, msi: Option<Msi>) {
         let mut pins = self.pins.lock();
         match pins.get_mut(usize::from(pin)) {
             Some(route) if *route != msi => *route = msi,
@@ -73,10 +74,19 @@ impl IoapicRoutes {
         }
         let entries: Vec<_> = (0..).zip(pins.iter()).filter_map(|(pin, msi)| route(pin, (*msi)?)).collect();
         let result = KvmIrqRouting::from_entries(&entries).map_err(|error| format!("{error:?}"));
-        let result = result.and_then(|table| self.vm.set_gsi_routing(&table).map_err(|error| error.to_string()));
+        let result =
+            result.and_then(|table| self.vm.set_gsi_routing(&table).map_err(|error| error.to_string()));
         if let Err(error) = result {
             log::warn!("interrupt route of pin {pin} not set: {error}");
         }
+    }
+}
+
+impl RouteObserver for IoapicRoutes {
+    /// Only the ends of level-triggered interrupts are reported. A masked entry keeps its route: what it sent
+    /// before is still to be ended.
+    fn route_changed(&self, pin: u8, route: &PinRoute) {
+        self.set(pin, route.level.then_some(route.msi));
     }
 }
 

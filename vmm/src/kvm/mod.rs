@@ -52,9 +52,11 @@ pub(crate) fn open() -> Result<kvm_ioctls::Kvm, Complaint> {
                 "not there",
                 "load kvm_intel or kvm_amd; in a virtual machine, turn nested virtualization on",
             ),
-            io::ErrorKind::PermissionDenied => {
-                Complaint::new(DEVICE, "permission denied", "become a member of the group kvm, or run as root")
-            }
+            io::ErrorKind::PermissionDenied => Complaint::new(
+                DEVICE,
+                "permission denied",
+                "become a member of the group kvm, or run as root",
+            ),
             _ => Complaint::new(DEVICE, error, "see `svmm doctor`"),
         }
     })?;

@@ -17,6 +17,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::vcpu::{Exits, Vcpus};
 use super::vm::Vm;
 use super::{DEVICE, Error};
+use crate::boot::cpuid::{Paging, Place};
 use crate::boot::linux::{Entry, Protocol};
 use crate::boot::regs;
 use crate::layout::low;
@@ -84,7 +85,8 @@ pub(crate) fn kvm() -> Finding {
         Ok((exits, time)) => {
             let per_second = u128::from(exits * TURNS) * 1_000_000 / time.as_micros().max(1);
             let per_second = u64::try_from(per_second).unwrap_or(u64::MAX);
-            let details = format!("{} million loop turns per second in a 64-bit guest", per_second / 1_000_000);
+            let details =
+                format!("{} million loop turns per second in a 64-bit guest", per_second / 1_000_000);
             let kind = match (per_second >= EXECUTING, under_hypervisor()) {
                 (false, _) => Kind::Emulating,
                 (true, true) => Kind::Nested,
@@ -160,13 +162,9 @@ fn guest(kvm: &Kvm) -> Result<(Vm, kvm_ioctls::VcpuFd), Error> {
     let protocol = Protocol::Linux64;
     regs::write_tables(&ram, protocol).map_err(no_memory)?;
     let vm = Vm::new(kvm, ram)?;
-    let vcpu = vm.create_vcpu(0)?;
-    vcpu.set_cpuid2(vm.supported_cpuid()).map_err(Error::of("setting the CPUID"))?;
-    let mut sregs = vcpu.get_sregs().map_err(Error::of("reading registers"))?;
-    regs::special(protocol, &mut sregs);
-    vcpu.set_sregs(&sregs).map_err(Error::of("setting registers"))?;
-    let general = regs::general(&Entry { address: low::END, protocol });
-    vcpu.set_regs(&general).map_err(Error::of("setting registers"))?;
+    let place = Place { apic_id: 0, cpus: 1 };
+    let paging = Paging { five_level: false, gib_pages: true };
+    let vcpu = vm.create_vcpu(place, paging, Some(&Entry { address: low::END, protocol }))?;
     Ok((vm, vcpu))
 }
 

@@ -145,6 +145,7 @@ fn for_each_port_access(fd: &mut VcpuFd, data: (*mut u8, usize), mut access: imp
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boot::cpuid::{Paging, Place};
     use crate::boot::linux::{Entry, Protocol};
     use crate::boot::regs;
     use crate::kvm::vm::Vm;
@@ -174,7 +175,8 @@ mod tests {
 
     /// A machine with the device at port 0x100 and at 0xd000_0000, and one CPU.
     struct Machine {
-        vm: Vm,
+        /// The slots live as long as it.
+        _vm: Vm,
         ram: Arc<GuestRam>,
         fd: VcpuFd,
         notes: Arc<Notes>,
@@ -189,9 +191,10 @@ mod tests {
             };
             let ram = allocate(2 << 20).unwrap();
             let vm = Vm::new(&kvm, ram.clone()).unwrap();
-            let fd = vm.create_vcpu(0).unwrap();
+            let place = Place { apic_id: 0, cpus: 1 };
+            let fd = vm.create_vcpu(place, Paging { five_level: false, gib_pages: true }, None).unwrap();
             let notes = Arc::new(Notes(Mutex::default(), Arc::new(Ending::new().unwrap())));
-            Some(Self { vm, ram, fd, notes })
+            Some(Self { _vm: vm, ram, fd, notes })
         }
 
         fn load_real_mode(&mut self, code: &[u8]) {
@@ -207,7 +210,6 @@ mod tests {
             self.ram.write_slice(code, GuestAddress(low::END)).unwrap();
             let protocol = Protocol::Linux64;
             regs::write_tables(&self.ram, protocol).unwrap();
-            self.fd.set_cpuid2(self.vm.supported_cpuid()).unwrap();
             let mut sregs = self.fd.get_sregs().unwrap();
             regs::special(protocol, &mut sregs);
             self.fd.set_sregs(&sregs).unwrap();
@@ -220,8 +222,7 @@ mod tests {
             let (mut mmio, mut ports) = (Bus::default(), Bus::default());
             ports.insert(BusRange { start: 0x100, len: 8 }, self.notes.clone()).unwrap();
             mmio.insert(BusRange { start: 0xd000_0000, len: 8 }, self.notes.clone()).unwrap();
-            let exits =
-                Exits { mmio, ports, end_of_interrupt: Box::new(|_| ()), ending: ending.clone() };
+            let exits = Exits { mmio, ports, end_of_interrupt: Box::new(|_| ()), ending: ending.clone() };
             let vcpus = Vcpus::start(vec![self.fd], &Arc::new(exits), || ()).unwrap();
             let start = std::time::Instant::now();
             while ending.outcome().is_none() && start.elapsed() < time {

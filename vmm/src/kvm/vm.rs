@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_enable_cap, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::Error;
+use crate::boot::cpuid::{self, Paging, Place};
+use crate::boot::linux::Entry;
+use crate::boot::regs;
 use crate::layout::{KVM_PRIVATE, gsi};
 use crate::memory::GuestRam;
 
@@ -48,7 +51,12 @@ impl Vm {
         let task_state = usize::try_from(identity_map + 0x1000).unwrap_or(0);
         fd.set_tss_address(task_state).map_err(Error::of("placing the task state"))?;
         enable(&fd, Cap::SplitIrqchip, u64::from(gsi::PINS), "splitting the interrupt controller")?;
-        enable(&fd, Cap::X2ApicApi, USE_32BIT_IDS | DISABLE_BROADCAST_QUIRK, "32-bit interrupt destinations")?;
+        enable(
+            &fd,
+            Cap::X2ApicApi,
+            USE_32BIT_IDS | DISABLE_BROADCAST_QUIRK,
+            "32-bit interrupt destinations",
+        )?;
         set_memory(&fd, &ram)?;
         let cpuid =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(Error::of("asking for the CPUID"))?;
@@ -60,18 +68,45 @@ impl Vm {
         &self.fd
     }
 
-    /// What KVM can show a guest, unfiltered.
-    pub(crate) fn supported_cpuid(&self) -> &CpuId {
-        &self.cpuid
+    /// Width of guest-physical addresses in bits.
+    pub(crate) fn physical_bits(&self) -> u8 {
+        cpuid::physical_bits(self.cpuid.as_slice())
     }
 
-    /// Creates the CPU with this APIC id.
+    /// Creates the CPU at `place`. With `entry` it starts there, otherwise it waits for its start-up interrupt
+    /// (any but the first) or starts at the reset vector.
     ///
     /// # Errors
     /// KVM refused.
-    pub(crate) fn create_vcpu(&self, apic_id: u32) -> Result<VcpuFd, Error> {
-        self.fd.create_vcpu(u64::from(apic_id)).map_err(Error::of("creating a CPU"))
+    pub(crate) fn create_vcpu(
+        &self,
+        place: Place,
+        paging: Paging,
+        entry: Option<&Entry>,
+    ) -> Result<VcpuFd, Error> {
+        let vcpu = self.fd.create_vcpu(u64::from(place.apic_id)).map_err(Error::of("creating a CPU"))?;
+        let entries = cpuid::filter(self.cpuid.as_slice(), paging, place);
+        let cpuid = CpuId::from_entries(&entries).map_err(|_| Error::missing("room for the CPUID"))?;
+        vcpu.set_cpuid2(&cpuid).map_err(Error::of("setting the CPUID"))?;
+        set_msrs(&vcpu)?;
+        if let Some(entry) = entry {
+            let mut special = vcpu.get_sregs().map_err(Error::of("reading CPU registers"))?;
+            regs::special(entry.protocol, &mut special);
+            vcpu.set_sregs(&special).map_err(Error::of("setting CPU registers"))?;
+            vcpu.set_regs(&regs::general(entry)).map_err(Error::of("setting CPU registers"))?;
+        }
+        Ok(vcpu)
     }
+}
+
+fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {
+    let wanted = regs::model_specific();
+    let msrs = Msrs::from_entries(&wanted).map_err(|_| Error::missing("room for CPU registers"))?;
+    let set = vcpu.set_msrs(&msrs).map_err(Error::of("setting model-specific registers"))?;
+    if let Some(refused) = wanted.get(set) {
+        log::debug!("model-specific register {:#x} is not settable here", refused.index);
+    }
+    Ok(())
 }
 
 fn enable(fd: &VmFd, cap: Cap, argument: u64, what: &'static str) -> Result<(), Error> {
