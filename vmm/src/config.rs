@@ -137,8 +137,10 @@ pub(crate) struct Config {
     /// RAM in bytes, a multiple of 2 MiB.
     pub(crate) memory_bytes: u64,
     /// The SVM endpoint, if there is to be one.
+    #[allow(dead_code, reason = "joined in a moment")]
     pub(crate) svm: Option<SvmConfig>,
     /// Whether there is a VT-d unit.
+    #[allow(dead_code, reason = "joined in a moment")]
     pub(crate) iommu: bool,
     /// Serial console.
     pub(crate) serial: SerialTarget,

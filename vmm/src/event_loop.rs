@@ -12,10 +12,13 @@ use vmm_sys_util::signal::register_signal_handler;
 use crate::outcome::{Ending, Outcome};
 use crate::terminal::{Escapes, Key};
 
+/// Takes bytes from the front; how many.
+pub(crate) type Enqueue = Box<dyn FnMut(&[u8]) -> usize + Send>;
+
 /// Where what the user types goes.
 pub(crate) struct Keyboard {
-    /// Takes bytes from the front; how many. The rest is offered again when `room` is signalled.
-    pub(crate) enqueue: Box<dyn FnMut(&[u8]) -> usize + Send>,
+    /// What it does not take is offered again when `room` is signalled.
+    pub(crate) enqueue: Enqueue,
     /// Signalled when more can be taken.
     pub(crate) room: Arc<EventFd>,
 }

@@ -115,7 +115,7 @@ fn write_identity_map(ram: &GuestRam) -> Result<(), vm_memory::guest_memory::Err
     }
     let mut tables = Vec::new();
     for page in 0..LARGE_TABLES * ENTRIES {
-        tables.extend((page * LARGE_PAGE | PRESENT_WRITABLE | PAGE_SIZE_BIT).to_le_bytes());
+        tables.extend(((page * LARGE_PAGE) | PRESENT_WRITABLE | PAGE_SIZE_BIT).to_le_bytes());
     }
     ram.write_slice(&tables, GuestAddress(level2))
 }
