@@ -188,6 +188,21 @@ fn lines_into_one_pin_are_ored() {
 }
 
 #[test]
+fn the_second_line_into_an_edge_pin_is_no_edge() {
+    let (f, one) = Fixture::with(0x31);
+    let two = f.ioapic.line(4).unwrap();
+    one.set(true);
+    two.set(true);
+    one.set(false);
+    one.set(true);
+    assert_eq!(f.sent().len(), 1, "the pin stayed high");
+    one.set(false);
+    two.set(false);
+    two.set(true);
+    assert_eq!(f.sent().len(), 1, "a new edge");
+}
+
+#[test]
 fn observer_hears_of_changes_and_only_of_them() {
     let (f, line) = Fixture::with(0x31 | LEVEL);
     line.set(true);
