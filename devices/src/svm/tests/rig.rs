@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use iommu_core::testkit::{ListTranslator, Page, RecordingMsi};
 use iommu_core::{
-    DeviceTlbInvalidation, Dma, Endpoint, GroupIndex, IovaRange, PageRequestOutcome, PageResponse, Pasid,
-    PortSet, ResponseCode, SourceId, VendorData,
+    DeviceTlbInvalidation, Dma, Endpoint, Fault, GroupIndex, IovaRange, PageRequest, PageRequestOutcome,
+    PageResponse, Pasid, PortSet, Request, ResponseCode, SourceId, Translation, Translator, VendorData,
 };
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -35,9 +35,33 @@ pub(super) struct Rig {
     pub(super) iommu: Arc<ListTranslator>,
     pub(super) memory: Memory,
     pub(super) msi: Arc<RecordingMsi>,
+    /// Called inside sessions, before every look-up.
+    pub(super) on_translate: Arc<Mutex<Option<Box<dyn Fn(&Request) + Send>>>>,
     next_gpa: AtomicU64,
     records_gpa: u64,
     next_record: AtomicU64,
+}
+
+struct Hooked {
+    inner: Arc<ListTranslator>,
+    hook: Arc<Mutex<Option<Box<dyn Fn(&Request) + Send>>>>,
+}
+
+impl Translator for Hooked {
+    fn translate(&self, request: &Request) -> Result<Translation, Fault> {
+        if let Some(hook) = &*self.hook.lock() {
+            hook(request);
+        }
+        self.inner.translate(request)
+    }
+
+    fn report(&self, fault: &Fault) {
+        self.inner.report(fault);
+    }
+
+    fn page_request(&self, request: &PageRequest) -> PageRequestOutcome {
+        self.inner.page_request(request)
+    }
 }
 
 impl Rig {
@@ -46,13 +70,16 @@ impl Rig {
         let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let iommu = ListTranslator::new();
         let msi = Arc::new(RecordingMsi::default());
-        let dma = Dma::new(SOURCE, memory.clone(), iommu.clone(), Arc::new(PortSet::default()));
+        let on_translate = Arc::default();
+        let hooked = Hooked { inner: iommu.clone(), hook: Arc::clone(&on_translate) };
+        let dma = Dma::new(SOURCE, memory.clone(), Arc::new(hooked), Arc::new(PortSet::default()));
         let function = SvmFunction::new(config, &dma, msi.clone()).unwrap();
         let mut rig = Self {
             function,
             iommu,
             memory,
             msi,
+            on_translate,
             next_gpa: AtomicU64::new(0x1_0000),
             records_gpa: 0,
             next_record: AtomicU64::new(0),
