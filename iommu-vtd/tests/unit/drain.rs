@@ -11,7 +11,9 @@ use iommu_vtd::testkit::Tables;
 use iommu_vtd::{Capability, Profile, TableMemory, Unit, UnitConfig};
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::driver::{ENDPOINT, GCMD, IQA, IQT, Memory, PAGE_QUEUE, PQA, PQT, QIE, RING, RTADDR, SRTP, STATUS, TE};
+use crate::driver::{
+    ENDPOINT, GCMD, IQA, IQT, Memory, PAGE_QUEUE, PQA, PQT, QIE, RING, RTADDR, SRTP, STATUS, TE,
+};
 use crate::flows::page_request;
 
 /// Memory in which the first read of one place tells that it was read, and then takes its time.
@@ -24,7 +26,11 @@ struct Slow {
 impl TableMemory for Slow {
     type Hint<'a> = <Memory as TableMemory>::Hint<'a>;
 
-    fn load_words_near<'a, const N: usize>(&'a self, gpa: Gpa, hint: &mut Self::Hint<'a>) -> Option<[u64; N]> {
+    fn load_words_near<'a, const N: usize>(
+        &'a self,
+        gpa: Gpa,
+        hint: &mut Self::Hint<'a>,
+    ) -> Option<[u64; N]> {
         let words = self.memory.load_words_near(gpa, hint);
         if gpa == self.at
             && let Some((entered, leave)) = self.hold.lock().unwrap().take()
@@ -59,8 +65,7 @@ fn a_drain_waits_for_requests_on_their_way() {
     let ((entered, has_entered), (let_go, leave)) = (channel(), channel());
     let hold = Mutex::new(Some((entered, leave)));
     let slow = Slow { memory: memory.clone(), at: entry.at(), hold };
-    let config =
-        UnitConfig { capability: Capability::new(&Profile::svm(46)).unwrap(), source: SourceId(0) };
+    let config = UnitConfig { capability: Capability::new(&Profile::svm(46)).unwrap(), source: SourceId(0) };
     let unit = Unit::new(&config, slow, Arc::new(RecordingMsi::default()));
     let write = |offset, value: u64| unit.mmio_write(offset, &value.to_le_bytes());
     let command = |value: u32| unit.mmio_write(GCMD, &value.to_le_bytes());
