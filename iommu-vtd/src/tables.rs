@@ -169,7 +169,7 @@ impl ContextEntry {
 }
 
 /// Looks the context entry of `source` up.
-#[inline]
+#[inline(always)]
 pub(crate) fn context_entry<M: TableMemory>(
     cx: &Lookup<'_, M>,
     source: SourceId,
@@ -219,7 +219,7 @@ pub(crate) struct PasidEntry {
 }
 
 /// Looks the entry of `pasid`, as [`ContextEntry::select`] chose it, up.
-#[inline]
+#[inline(always)]
 pub(crate) fn pasid_entry<M: TableMemory>(
     cx: &Lookup<'_, M>,
     context: &ContextEntry,
