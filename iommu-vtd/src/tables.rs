@@ -260,7 +260,7 @@ pub(crate) fn pasid_entry<M: TableMemory>(
 }
 
 /// Decodes the translation type and what it needs. `None`: not supported.
-#[inline]
+#[inline(always)]
 fn stage(rules: &Rules, words: &[u64; pasid::PASID_ENTRY_WORDS]) -> Option<(Stage, StageTag)> {
     match PasidWord0::new_with_raw_value(words[0]).pgtt() {
         Ok(TranslationType::First) if rules.first_stage => {

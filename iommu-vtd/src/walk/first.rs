@@ -62,7 +62,7 @@ struct Reached {
 }
 
 /// Translates `address`. Leaves accessed, extended-accessed and dirty bits set as the request needs them.
-#[inline]
+#[inline(always)]
 pub(crate) fn walk<M: TableMemory>(
     memory: &Reader<'_, M>,
     rules: &Rules,
