@@ -30,13 +30,15 @@ pub(super) const RECORD: u8 = 1;
 pub(super) const INTERRUPT: u8 = 2;
 pub(super) const BLOCK: u8 = 4;
 
+type Hook = Arc<Mutex<Option<Box<dyn Fn(&Request) + Send>>>>;
+
 pub(super) struct Rig {
     pub(super) function: Arc<SvmFunction<Memory>>,
     pub(super) iommu: Arc<ListTranslator>,
     pub(super) memory: Memory,
     pub(super) msi: Arc<RecordingMsi>,
     /// Called inside sessions, before every look-up.
-    pub(super) on_translate: Arc<Mutex<Option<Box<dyn Fn(&Request) + Send>>>>,
+    pub(super) on_translate: Hook,
     next_gpa: AtomicU64,
     records_gpa: u64,
     next_record: AtomicU64,
@@ -44,7 +46,7 @@ pub(super) struct Rig {
 
 struct Hooked {
     inner: Arc<ListTranslator>,
-    hook: Arc<Mutex<Option<Box<dyn Fn(&Request) + Send>>>>,
+    hook: Hook,
 }
 
 impl Translator for Hooked {
@@ -70,8 +72,8 @@ impl Rig {
         let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let iommu = ListTranslator::new();
         let msi = Arc::new(RecordingMsi::default());
-        let on_translate = Arc::default();
-        let hooked = Hooked { inner: iommu.clone(), hook: Arc::clone(&on_translate) };
+        let on_translate = Hook::default();
+        let hooked = Hooked { inner: iommu.clone(), hook: on_translate.clone() };
         let dma = Dma::new(SOURCE, memory.clone(), Arc::new(hooked), Arc::new(PortSet::default()));
         let function = SvmFunction::new(config, &dma, msi.clone()).unwrap();
         let mut rig = Self {
