@@ -1,0 +1,127 @@
+//! `cargo lab demo`: the main job, shown.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+
+use crate::cache::Cache;
+use crate::cli;
+use crate::materials::Materials;
+use crate::process::tail;
+use crate::report::{Case, Report};
+use crate::ui::{Progress, Table};
+use crate::world::Terminal;
+
+/// What the guest's kernel and init are told: run the selftest, then power off.
+const COMMAND_LINE: &str = "console=ttyS0 -- selftest";
+/// A guest that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Boots the guest under svmm, runs the selftest, prints its cases and one page request's way.
+///
+/// # Errors
+/// Something does not build, or the guest told of no case.
+pub fn run(options: &cli::Demo) -> Result<bool> {
+    let cache = Cache::open()?;
+    let materials = Materials::prepare(&cache)?;
+    let mut workload = materials.workload();
+    workload.commands = vec![Materials::svmm_run(&options.guest, COMMAND_LINE)];
+    eprintln!("[lab] world: {}", materials.world);
+    let progress = Progress::start("guest: boot and svm-selftest");
+    let mut console = Console::new(options.verbose);
+    let codes = materials.world.run(&workload, Terminal::Output(&mut |chunk| console.take(chunk)), LIMIT)?;
+    let log = cache.root().join("demo-console.log");
+    std::fs::write(&log, &console.transcript)?;
+    if console.report.cases.is_empty() {
+        bail!(
+            "the guest told of no test case (svmm's exit codes {codes:?}); the end of {}:\n{}",
+            log.display(),
+            tail(&log)
+        );
+    }
+    progress.done(&format!("console in {}", log.display()));
+    show(&console.report, &codes);
+    Ok(console.report.passed() && codes == [0])
+}
+
+/// The guest's console: kept, read line by line, and shown when wanted.
+struct Console {
+    transcript: Vec<u8>,
+    line: Vec<u8>,
+    report: Report,
+    verbose: bool,
+    started: Instant,
+}
+
+impl Console {
+    fn new(verbose: bool) -> Self {
+        Self {
+            transcript: Vec::new(),
+            line: Vec::new(),
+            report: Report::default(),
+            verbose,
+            started: Instant::now(),
+        }
+    }
+
+    fn take(&mut self, chunk: &[u8]) {
+        self.transcript.extend_from_slice(chunk);
+        if self.verbose {
+            let mut out = std::io::stderr();
+            let _ = out.write_all(chunk);
+            let _ = out.flush();
+        }
+        for byte in chunk {
+            if *byte == b'\n' {
+                self.end_line();
+            } else {
+                self.line.push(*byte);
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
+        let before = self.report.cases.len();
+        self.report.line(&line);
+        if let Some(case) = self.report.cases.get(before) {
+            let seconds = self.started.elapsed().as_secs_f64();
+            eprintln!("[lab] {seconds:6.1} s  {}  {}", verdict(case), case.name);
+        }
+    }
+}
+
+fn verdict(case: &Case) -> &'static str {
+    match (case.passed, case.skipped) {
+        (_, true) => "skipped",
+        (true, _) => "ok",
+        (false, _) => "FAILED",
+    }
+}
+
+fn show(report: &Report, codes: &[i32]) {
+    let mut table = Table::new(&["case", "result", "page requests", "ms"]);
+    for case in &report.cases {
+        let figure = |key: &str| case.figure(key).unwrap_or("-");
+        table.row(&[&case.name, verdict(case), figure("pr"), figure("ms")]);
+    }
+    println!("\n{table}");
+    for remark in &report.remarks {
+        println!("  {remark}");
+    }
+    if let Some(timeline) = &report.timeline {
+        println!("  One page request, from the device's miss to its retry:\n");
+        println!("{}", timeline.draw(40));
+    }
+    let served: u64 = report.cases.iter().filter_map(|case| case.figure("pr")?.parse::<u64>().ok()).sum();
+    let passed = report.cases.iter().filter(|case| case.passed).count();
+    println!(
+        "  {passed} of {} cases passed, {served} page requests served, svmm's exit code {}",
+        report.planned.unwrap_or(report.cases.len()),
+        codes.first().copied().unwrap_or_default()
+    );
+    if let Some(reason) = &report.bail_out {
+        println!("  the selftest gave up: {reason}");
+    }
+}
