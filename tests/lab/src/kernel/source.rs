@@ -140,11 +140,7 @@ fn unpack_archive(archive: &Path, work: &Path, log: &Path) -> Result<PathBuf> {
     let tree = work.join("linux");
     fs::create_dir_all(&tree)?;
     let mut tar = Command::new("tar");
-    tar.arg("-C")
-        .arg(&tree)
-        .args(["--strip-components=1", "--exclude=*/Documentation/*"])
-        .arg("-xf")
-        .arg(archive);
+    tar.arg("-C").arg(&tree).args(["--strip-components=1"]).arg("-xf").arg(archive);
     run_logged(&mut tar, log, &mut progress, String::new)?;
     progress.done("");
     Ok(tree)
