@@ -52,22 +52,34 @@ pub struct Materials {
     kernel: Kernel,
 }
 
+/// Which first file system the guest gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Initrd {
+    /// The test programs.
+    Tests,
+    /// The test programs and a shell.
+    Shell,
+}
+
 impl Materials {
     /// Builds all of it; the kernel, when it must be compiled, beside the programs.
     ///
     /// # Errors
     /// A build fails, or no world can be had.
-    pub fn prepare(cache: &Cache) -> Result<Self> {
-        Self::prepare_with(cache, KernelInBackground::start(cache))
+    pub fn prepare(cache: &Cache, initrd: Initrd) -> Result<Self> {
+        Self::prepare_with(cache, initrd, KernelInBackground::start(cache))
     }
 
     /// As [`Materials::prepare`], with a kernel that was started earlier.
     ///
     /// # Errors
     /// A build fails, or no world can be had.
-    pub fn prepare_with(cache: &Cache, kernel: KernelInBackground) -> Result<Self> {
+    pub fn prepare_with(cache: &Cache, initrd: Initrd, kernel: KernelInBackground) -> Result<Self> {
         let svmm = programs::binary("vmm", "svmm")?;
-        let initrd = image::guest::build(cache)?;
+        let initrd = match initrd {
+            Initrd::Tests => image::guest::build(cache)?,
+            Initrd::Shell => image::guest::build_with_shell(cache)?,
+        };
         let choice = choice::choose(&svmm)?;
         let kernel = kernel.finish()?;
         let world = World::prepare(choice, &kernel, cache)?;

@@ -7,14 +7,14 @@ use anyhow::{Result, bail};
 
 use crate::cache::Cache;
 use crate::cli;
-use crate::materials::Materials;
+use crate::materials::{Initrd, Materials};
 use crate::process::tail;
 use crate::report::{Case, Report};
 use crate::ui::{Progress, Table};
 use crate::world::Terminal;
 
-/// What the guest's kernel and init are told: run the selftest, then power off.
-const COMMAND_LINE: &str = "console=ttyS0 -- selftest";
+/// Run the selftest, then power off (see `tests/guest`, guest-init).
+const COMMAND_LINE: &str = "console=ttyS0 svmm.run=/bin/svm-selftest";
 /// A guest that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(300);
 
@@ -24,7 +24,7 @@ const LIMIT: Duration = Duration::from_secs(300);
 /// Something does not build, or the guest told of no case.
 pub fn run(options: &cli::Demo) -> Result<bool> {
     let cache = Cache::open()?;
-    let materials = Materials::prepare(&cache)?;
+    let materials = Materials::prepare(&cache, Initrd::Tests)?;
     let mut workload = materials.workload();
     workload.commands = vec![Materials::svmm_run(&options.guest, COMMAND_LINE)];
     eprintln!("[lab] world: {}", materials.world);

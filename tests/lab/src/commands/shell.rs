@@ -6,18 +6,18 @@ use anyhow::Result;
 
 use crate::cache::Cache;
 use crate::cli;
-use crate::materials::Materials;
+use crate::materials::{Initrd, Materials};
 use crate::world::Terminal;
 
-/// What the guest's kernel and init are told: quiet boot, then a shell.
-const COMMAND_LINE: &str = "console=ttyS0 quiet -- shell";
+/// A quiet boot, then a shell (see `tests/guest`, guest-init).
+const COMMAND_LINE: &str = "console=ttyS0 quiet svmm.run=/bin/sh";
 
 /// Boots the guest on the user's terminal.
 ///
 /// # Errors
 /// Something does not build, or the world does not run.
 pub fn run(guest: &cli::Guest) -> Result<bool> {
-    let materials = Materials::prepare(&Cache::open()?)?;
+    let materials = Materials::prepare(&Cache::open()?, Initrd::Shell)?;
     eprintln!("[lab] world: {}", materials.world);
     eprintln!("[lab] Ctrl-A x leaves the guest");
     let mut workload = materials.workload();

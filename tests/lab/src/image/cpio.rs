@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
+const LINK: u32 = 0o120_777;
 const CHARACTER_DEVICE: u32 = 0o020_600;
 /// Major and minor number of `/dev/console`, which the kernel opens for its first process.
 const CONSOLE: (u32, u32) = (5, 1);
@@ -39,6 +40,15 @@ impl Archive {
             self.folder(parent);
         }
         self.entry(path, PROGRAM, (0, 0), content);
+    }
+
+    /// Adds a symbolic link at `path` to `target`.
+    pub fn link(&mut self, path: &str, target: &str) {
+        let path = path.trim_start_matches('/');
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            self.folder(parent);
+        }
+        self.entry(path, LINK, (0, 0), target.as_bytes());
     }
 
     /// Adds the host's file `source` at `path`.

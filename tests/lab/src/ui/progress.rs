@@ -1,7 +1,8 @@
 //! Progress of one long piece of work, on a terminal or in a log.
 //!
 //! A terminal sees one line that is rewritten; a log sees a line at the start, one every
-//! [`LOG_INTERVAL`] and one at the end. Both go to stderr, so stdout stays for results.
+//! half minute and one at the end. Work on another thread than the main one is told as in a log,
+//! because the terminal's line is the main thread's. Both go to stderr, so stdout stays for results.
 
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -15,7 +16,8 @@ pub struct Progress {
     what: String,
     started: Instant,
     last_print: Instant,
-    terminal: bool,
+    /// Whether the terminal's line is ours to rewrite.
+    rewrites: bool,
     finished: bool,
 }
 
@@ -27,30 +29,30 @@ impl Progress {
             what: what.into(),
             started: now,
             last_print: now,
-            terminal: std::io::stderr().is_terminal(),
+            rewrites: std::io::stderr().is_terminal() && on_main_thread(),
             finished: false,
         };
-        if progress.terminal {
+        if progress.rewrites {
             progress.rewrite("");
         } else {
-            eprintln!("[lab] {} ...", progress.what);
+            say(&format!("{} ...", progress.what));
         }
         progress
     }
 
     /// Tells how far the work is; `detail` is only asked for when a line is due.
     pub fn tick(&mut self, detail: impl FnOnce() -> String) {
-        let interval = if self.terminal { TERMINAL_INTERVAL } else { LOG_INTERVAL };
+        let interval = if self.rewrites { TERMINAL_INTERVAL } else { LOG_INTERVAL };
         if self.last_print.elapsed() < interval {
             return;
         }
         self.last_print = Instant::now();
         let detail = detail();
         let elapsed = human(self.started.elapsed());
-        if self.terminal {
+        if self.rewrites {
             self.rewrite(&format!("{elapsed} {detail}"));
         } else {
-            eprintln!("[lab] {} ... {elapsed} {detail}", self.what);
+            say(&format!("{} ... {elapsed} {detail}", self.what));
         }
     }
 
@@ -69,8 +71,7 @@ impl Progress {
         self.finished = true;
         let elapsed = human(self.started.elapsed());
         let comma = if remark.is_empty() { "" } else { ", " };
-        let clear = if self.terminal { "\r\x1b[K" } else { "" };
-        eprintln!("{clear}[lab] {}: {verdict} ({elapsed}{comma}{remark})", self.what);
+        say(&format!("{}: {verdict} ({elapsed}{comma}{remark})", self.what));
     }
 
     fn rewrite(&self, detail: &str) {
@@ -88,6 +89,16 @@ impl Drop for Progress {
             self.finish("FAILED", "");
         }
     }
+}
+
+/// Prints one line, on a terminal in place of one that is being rewritten.
+fn say(line: &str) {
+    let clear = if std::io::stderr().is_terminal() { "\r\x1b[K" } else { "" };
+    eprintln!("{clear}[lab] {line}");
+}
+
+fn on_main_thread() -> bool {
+    std::thread::current().name() == Some("main")
 }
 
 /// A duration as people read it: `4.2 s`, `6 min 03 s`.

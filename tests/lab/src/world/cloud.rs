@@ -24,7 +24,6 @@ const FILES: &str = "/lab";
 /// The machine's memory is touched lazily; guests of 6 GiB fit.
 const MEMORY_MIB: u64 = 10 * 1024;
 const CPUS: usize = 2;
-/// `no5lvl`: walks are one level shorter under emulation.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off tsc=reliable";
 
 /// The cloud machine, before it is started.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::cache::Cache;
-use crate::materials::{self, KernelInBackground, Materials};
+use crate::materials::{self, Initrd, KernelInBackground, Materials};
 use crate::programs;
 use crate::world::{Terminal, Word, World};
 
@@ -29,7 +29,7 @@ pub(super) fn run(cache: &Cache, kernel: KernelInBackground, filters: &[String])
     if tests.is_empty() {
         bail!("the package svmm-tests has no guest tests");
     }
-    let materials = Materials::prepare_with(cache, kernel)?;
+    let materials = Materials::prepare_with(cache, Initrd::Tests, kernel)?;
     eprintln!("[lab] world: {}", materials.world);
     let mut workload = materials.workload();
     workload.env = ENVIRONMENT.iter().map(|(name, file)| (*name, Word::file(file))).collect();
