@@ -8,7 +8,6 @@ use anyhow::Result;
 use crate::cache::Cache;
 use crate::debian::host;
 use crate::process::find_program;
-use crate::ui::Table;
 use crate::world::{Kvm, choice};
 use crate::{kernel, programs, qemu};
 
@@ -31,7 +30,7 @@ impl Finding {
     }
 }
 
-/// Looks at everything and prints a table.
+/// Looks at everything and prints what it found.
 ///
 /// # Errors
 /// The cache folder cannot be made.
@@ -48,12 +47,13 @@ pub fn run() -> Result<bool> {
         memory(),
         disk(&cache),
     ];
-    let mut table = Table::new(&["what", "state", "what to do"]);
     for finding in &findings {
-        table.row(&[finding.what, &finding.state, &finding.remedy]);
+        println!("  {:<24}{}", finding.what, finding.state);
+        if !finding.remedy.is_empty() {
+            println!("  {:<24}-> {}", "", finding.remedy);
+        }
     }
-    println!("{table}");
-    println!("  cache folder: {}", cache.root().display());
+    println!("  {:<24}{}", "cache folder", cache.root().display());
     Ok(true)
 }
 
@@ -142,7 +142,8 @@ fn kernel_state(cache: &Cache) -> Result<Finding> {
         Some(kernel) => {
             let source = kernel::source::recorded(cache)?;
             let source = source.map_or_else(String::new, |source| source.identity());
-            Finding::new("kernel", format!("cached: {source}"), kernel.folder.display().to_string())
+            let state = format!("{source}, built in {}", kernel.folder.display());
+            Finding::new("kernel", state, "")
         }
         None => Finding::new("kernel", "not built", "cargo lab kernel (some minutes, once)"),
     })

@@ -3,10 +3,10 @@
 //! One initial file system carries everything in. Console `hvc0` is the commands' terminal, a
 //! port of its own brings the exit codes back, the kernel's log goes to a file.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use std::{fmt, fs};
 
 use anyhow::{Context, Result, bail};
 
@@ -17,7 +17,7 @@ use crate::job::{self, Job};
 use crate::kernel::Kernel;
 use crate::process::tail;
 use crate::programs;
-use crate::qemu::Qemu;
+use crate::qemu::{self, Qemu};
 
 /// Where the workload's files stand in the machine.
 const FILES: &str = "/lab";
@@ -27,14 +27,13 @@ const CPUS: usize = 2;
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off tsc=reliable";
 
 /// The cloud machine, before it is started.
-#[derive(Clone, Copy, Debug)]
-pub struct Machine<'a> {
-    /// The emulator.
-    pub qemu: &'a Qemu,
-    /// The kernel that hosts svmm.
-    pub kernel: &'a Kernel,
-    /// Where image and log go.
-    pub cache: &'a Cache,
+#[derive(Clone, Debug)]
+pub struct Machine {
+    qemu: Qemu,
+    kernel: PathBuf,
+    /// The first process: `lab-cloud-init`.
+    init: PathBuf,
+    cache: Cache,
 }
 
 /// Files of one run.
@@ -45,7 +44,20 @@ struct Files {
     log: PathBuf,
 }
 
-impl Machine<'_> {
+impl Machine {
+    /// Makes everything but the workload ready; `kernel` hosts svmm.
+    ///
+    /// # Errors
+    /// QEMU cannot be had, or the first process does not build.
+    pub fn prepare(kernel: &Kernel, cache: &Cache) -> Result<Self> {
+        Ok(Self {
+            qemu: qemu::ensure(cache)?,
+            kernel: kernel.vmlinux(),
+            init: programs::binary("lab", "lab-cloud-init")?,
+            cache: cache.clone(),
+        })
+    }
+
     /// Boots, runs the commands, powers off, and returns the exit code of each command.
     ///
     /// # Errors
@@ -70,7 +82,7 @@ impl Machine<'_> {
         terminal: &mut Terminal<'_>,
         limit: Duration,
     ) -> Result<Vec<i32>> {
-        pack(workload, &files.image)?;
+        self.pack(workload, &files.image)?;
         let mut command = self.command(files);
         let context =
             || format!("the cloud machine failed; the end of {}:\n{}", files.log.display(), tail(&files.log));
@@ -82,6 +94,16 @@ impl Machine<'_> {
         }
     }
 
+    fn pack(&self, workload: &Workload, image: &Path) -> Result<()> {
+        let mut archive = Archive::new();
+        archive.host_file("/init", &self.init)?;
+        for (name, path) in &workload.files {
+            archive.host_file(&format!("{FILES}/{name}"), path)?;
+        }
+        archive.file(job::PATH, job(workload).render()?.as_bytes());
+        archive.write(image)
+    }
+
     fn command(&self, files: &Files) -> Command {
         let mut command = self.qemu.command();
         command
@@ -91,7 +113,7 @@ impl Machine<'_> {
             .args(["-smp", &CPUS.to_string()])
             .args(["-m", &format!("{}M", memory_mib())])
             .arg("-kernel")
-            .arg(self.kernel.vmlinux())
+            .arg(&self.kernel)
             .arg("-initrd")
             .arg(&files.image)
             .args(["-append", COMMAND_LINE])
@@ -108,6 +130,12 @@ impl Machine<'_> {
     }
 }
 
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "QEMU {}", self.qemu.version())
+    }
+}
+
 /// An option that ends in a path; QEMU wants commas in it doubled.
 fn option(start: &str, path: &Path) -> String {
     format!("{start}{}", path.display().to_string().replace(',', ",,"))
@@ -118,17 +146,6 @@ fn memory_mib() -> u64 {
     let info = rustix::system::sysinfo();
     let total_mib = u64::from(info.mem_unit) * info.totalram / (1 << 20);
     MEMORY_MIB.min(total_mib / 4 * 3)
-}
-
-fn pack(workload: &Workload, image: &Path) -> Result<()> {
-    let init = programs::binary("lab", "lab-cloud-init")?;
-    let mut archive = Archive::new();
-    archive.host_file("/init", &init)?;
-    for (name, path) in &workload.files {
-        archive.host_file(&format!("{FILES}/{name}"), path)?;
-    }
-    archive.file(job::PATH, job(workload).render()?.as_bytes());
-    archive.write(image)
 }
 
 fn job(workload: &Workload) -> Job {

@@ -42,3 +42,22 @@ fn resolve(workload: &Workload, word: &Word) -> Result<String> {
 fn path_text(path: &Path) -> Result<&str> {
     path.to_str().with_context(|| format!("{} is not Unicode", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_and_variables_reach_the_commands() {
+        let shell = |script: &str| vec![Word::from("sh"), "-c".into(), script.into()];
+        let workload = Workload {
+            files: vec![("tool".to_owned(), "/a/b".into())],
+            env: vec![("TOOL", Word::file("tool"))],
+            commands: vec![shell("echo $TOOL; exit 3"), shell("exit 0")],
+        };
+        let mut printed = Vec::new();
+        let mut sink = |chunk: &[u8]| printed.extend_from_slice(chunk);
+        let codes = run(&workload, Terminal::Output(&mut sink), Duration::from_secs(10)).unwrap();
+        assert_eq!((codes, printed.as_slice()), (vec![3, 0], b"/a/b\n".as_slice()));
+    }
+}

@@ -12,7 +12,6 @@ use anyhow::Result;
 
 use crate::cache::Cache;
 use crate::kernel::Kernel;
-use crate::qemu::{self, Qemu};
 
 pub use choice::{Choice, Kvm};
 
@@ -69,15 +68,8 @@ pub enum Terminal<'a> {
 pub enum World {
     /// This host.
     Here,
-    /// QEMU with this kernel as the cloud machine.
-    Cloud {
-        /// The emulator.
-        qemu: Qemu,
-        /// The kernel that hosts svmm.
-        kernel: Kernel,
-        /// Where its image and log go.
-        cache: Cache,
-    },
+    /// An emulated machine.
+    Cloud(cloud::Machine),
 }
 
 impl World {
@@ -88,9 +80,7 @@ impl World {
     pub fn prepare(choice: Choice, kernel: &Kernel, cache: &Cache) -> Result<Self> {
         Ok(match choice {
             Choice::Here => Self::Here,
-            Choice::Cloud => {
-                Self::Cloud { qemu: qemu::ensure(cache)?, kernel: kernel.clone(), cache: cache.clone() }
-            }
+            Choice::Cloud => Self::Cloud(cloud::Machine::prepare(kernel, cache)?),
         })
     }
 
@@ -101,21 +91,16 @@ impl World {
     pub fn run(&self, workload: &Workload, terminal: Terminal<'_>, limit: Duration) -> Result<Vec<i32>> {
         match self {
             Self::Here => here::run(workload, terminal, limit),
-            Self::Cloud { qemu, kernel, cache } => {
-                cloud::Machine { qemu, kernel, cache }.run(workload, terminal, limit)
-            }
+            Self::Cloud(machine) => machine.run(workload, terminal, limit),
         }
     }
 }
 
-/// A signature that names the world in messages.
 impl std::fmt::Display for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Here => write!(f, "here, on this host's KVM"),
-            Self::Cloud { qemu, .. } => {
-                write!(f, "cloud, a nested-virt machine in QEMU {}", qemu.version())
-            }
+            Self::Cloud(machine) => write!(f, "cloud, a nested-virt machine in {machine}"),
         }
     }
 }

@@ -52,5 +52,5 @@ pub(super) fn run(cache: &Cache, kernel: KernelInBackground, filters: &[String])
 
 /// The cloud machine is slow and small: one guest at a time.
 fn threads(world: &World) -> Option<Word> {
-    matches!(world, World::Cloud { .. }).then(|| Word::from("--test-threads=1"))
+    matches!(world, World::Cloud(_)).then(|| Word::from("--test-threads=1"))
 }
