@@ -1,0 +1,29 @@
+//! PCI: configuration space, capabilities, BARs, MSI-X, functions, the root of bus 0.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | [`spec`] | register layouts, capability ids and constants |
+//! | [`config`] | 4 KiB of configuration space with write masks |
+//! | [`bar`] | memory BARs: description, sizing, decoding |
+//! | [`capability`] | what a function declares, and the capability chain made of it |
+//! | [`live`] | ATS, PRI and PASID as a function's own threads see them |
+//! | [`msix`] | the MSI-X table, its masks and pending bits |
+//! | [`function`] | [`PciFunction`], the root's view of a function |
+//! | [`base`] | [`FunctionBase`], the part every emulated function shares |
+//!
+//! Not implemented: bridges and buses other than 0, 64-bit and I/O BARs, expansion ROMs, INTx, MSI, AER.
+
+pub mod bar;
+pub mod base;
+pub mod capability;
+pub mod config;
+pub mod function;
+mod live;
+pub mod msix;
+pub mod spec;
+
+pub use bar::BarSpec;
+pub use base::FunctionBase;
+pub use capability::{AtsSpec, ExpressSpec, FunctionSpec, Identity, MsixSpec, PasidSpec, PriSpec, SpecError};
+pub use function::{AtsState, BarRange, DecodedBars, FunctionEvent, PasidState, PciFunction, PriState};
+pub use msix::Msix;

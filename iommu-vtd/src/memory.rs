@@ -1,0 +1,147 @@
+//! Guest memory as the remapping hardware reads and updates it.
+//!
+//! The tables are the guest's: every address and every word is hostile, and other CPUs write them
+//! while they are read. So entries are read and updated with atomic operations of their own width.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use iommu_core::Gpa;
+use vm_memory::bitmap::Bitmap;
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress, VolatileMemory,
+    VolatileSlice,
+};
+
+/// Guest memory as tables are read from it. Words are 64 bits, little-endian in memory.
+pub trait TableMemory: Send + Sync {
+    /// Reads `N` words that follow each other. Each is read atomically and in ascending order, so what was
+    /// written before the first word's "present" bit is seen with it.
+    ///
+    /// `None`: no memory there, not all of it, or `gpa` is not a multiple of 8.
+    fn load_words<const N: usize>(&self, gpa: Gpa) -> Option<[u64; N]>;
+
+    /// Replaces one word if it still is `old`: `Ok(old)`, else `Err` with what is there.
+    ///
+    /// `None`: as for [`Self::load_words`].
+    fn compare_exchange(&self, gpa: Gpa, old: u64, new: u64) -> Option<Result<u64, u64>>;
+
+    /// Copies bytes out of memory, without any promise of atomicity. `false`: not all of it is memory.
+    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> bool;
+
+    /// Copies bytes into memory. `false`: not all of it is memory.
+    ///
+    /// Aligned writes of 4 and 8 bytes are one atomic store each, and whatever was written before is visible
+    /// with them: a guest polls for such a word.
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> bool;
+
+    /// Reads one word. `None`: as for [`Self::load_words`].
+    #[inline]
+    fn load(&self, gpa: Gpa) -> Option<u64> {
+        self.load_words::<1>(gpa).map(|[word]| word)
+    }
+}
+
+/// What a region's memory looks like to the methods of `VolatileMemory`.
+type Slice<'a, M> =
+    VolatileSlice<'a, vm_memory::bitmap::BS<'a, <<M as GuestMemoryBackend>::R as GuestMemoryRegion>::B>>;
+
+/// `length` bytes at `gpa` within one region.
+#[inline]
+fn slice<M: GuestMemoryBackend>(memory: &M, gpa: Gpa, length: usize) -> Option<Slice<'_, M>> {
+    let region = memory.find_region(GuestAddress(gpa.0))?;
+    let offset = gpa.0.wrapping_sub(region.start_addr().0);
+    region.get_slice(MemoryRegionAddress(offset), length).ok()
+}
+
+impl<M: GuestMemoryBackend + Send + Sync> TableMemory for M {
+    #[inline]
+    fn load_words<const N: usize>(&self, gpa: Gpa) -> Option<[u64; N]> {
+        let slice = slice(self, gpa, N * size_of::<u64>())?;
+        let mut words = [0; N];
+        for (index, word) in words.iter_mut().enumerate() {
+            let atomic = slice.get_atomic_ref::<AtomicU64>(index * size_of::<u64>()).ok()?;
+            *word = u64::from_le(atomic.load(Ordering::Acquire));
+        }
+        Some(words)
+    }
+
+    fn compare_exchange(&self, gpa: Gpa, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        let slice = slice(self, gpa, size_of::<u64>())?;
+        let atomic = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
+        let result = atomic.compare_exchange(old.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire);
+        if result.is_ok() {
+            slice.bitmap().mark_dirty(0, size_of::<u64>());
+        }
+        Some(result.map(u64::from_le).map_err(u64::from_le))
+    }
+
+    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> bool {
+        self.read_slice(buffer, GuestAddress(gpa.0)).is_ok()
+    }
+
+    fn write(&self, gpa: Gpa, bytes: &[u8]) -> bool {
+        let address = GuestAddress(gpa.0);
+        if let Ok(word) = <[u8; 4]>::try_from(bytes) {
+            if gpa.0.is_multiple_of(4) {
+                return self.store(u32::from_ne_bytes(word), address, Ordering::Release).is_ok();
+            }
+        } else if let Ok(word) = <[u8; 8]>::try_from(bytes)
+            && gpa.0.is_multiple_of(8)
+        {
+            return self.store(u64::from_ne_bytes(word), address, Ordering::Release).is_ok();
+        }
+        self.write_slice(bytes, address).is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestMemoryMmap;
+
+    use super::*;
+
+    /// Two regions with a hole between them: [0, 0x2000) and [0x3000, 0x4000).
+    fn memory() -> GuestMemoryMmap {
+        GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x2000), (GuestAddress(0x3000), 0x1000)]).unwrap()
+    }
+
+    #[test]
+    fn words_are_little_endian_and_stay_within_a_region() {
+        let memory = memory();
+        assert!(TableMemory::write(&memory, Gpa(0x3000), &[1, 2, 3, 4, 5, 6, 7, 8, 9]));
+        assert_eq!(memory.load_words::<2>(Gpa(0x3000)), Some([0x0807_0605_0403_0201, 9]));
+        let rows = [
+            ("last word", 0x1ff8, true),
+            ("hole", 0x2000, false),
+            ("unaligned", 0x3004, false),
+            ("beyond", 0x4000, false),
+            ("top of the space", u64::MAX - 7, false),
+        ];
+        for (name, gpa, there) in rows {
+            assert_eq!(TableMemory::load(&memory, Gpa(gpa)).is_some(), there, "{name}");
+            assert_eq!(memory.compare_exchange(Gpa(gpa), 0, 0).is_some(), there, "{name}");
+        }
+        assert_eq!(memory.load_words::<2>(Gpa(0x1ff8)), None, "half of it in the hole");
+    }
+
+    #[test]
+    fn compare_exchange_tells_what_is_there() {
+        let memory = memory();
+        assert_eq!(memory.compare_exchange(Gpa(0x10), 0, 7), Some(Ok(0)));
+        assert_eq!(memory.compare_exchange(Gpa(0x10), 0, 8), Some(Err(7)));
+        assert_eq!(TableMemory::load(&memory, Gpa(0x10)), Some(7));
+    }
+
+    #[test]
+    fn bulk_copies_are_all_or_nothing_to_the_caller() {
+        let memory = memory();
+        let mut buffer = [0; 4];
+        assert!(TableMemory::write(&memory, Gpa(0x1ffc), &[1, 2, 3, 4]));
+        assert!(TableMemory::read(&memory, Gpa(0x1ffc), &mut buffer));
+        assert_eq!(buffer, [1, 2, 3, 4]);
+        assert!(TableMemory::write(&memory, Gpa(0x11), &[5, 6, 7, 8]), "unaligned is not atomic, but done");
+        assert!(TableMemory::read(&memory, Gpa(0x11), &mut buffer) && buffer == [5, 6, 7, 8]);
+        assert!(!TableMemory::write(&memory, Gpa(0x1ffc), &[0; 8]));
+        assert!(!TableMemory::read(&memory, Gpa(0x1ffe), &mut buffer));
+    }
+}

@@ -1,0 +1,3 @@
+//! The manual's tables as types: positions, names and constants, nothing else.
+
+pub mod registers;

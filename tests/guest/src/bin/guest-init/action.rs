@@ -1,0 +1,74 @@
+//! What the kernel command line asks the init to do: `svmm.run=WORD,WORD,...`.
+
+/// One thing to do, in the order of the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Run a program with its arguments; its exit status becomes the machine's.
+    Run(Vec<String>),
+    /// Print the whole kernel log.
+    KernelLog,
+    /// Power the machine off without a word on the exit port.
+    PowerOff,
+    /// Restart the machine.
+    Restart,
+    /// Make the kernel panic.
+    Panic,
+    /// Restart by triple fault.
+    TripleFault,
+    /// Pass this status to the exit port.
+    Exit(u32),
+    /// Wait until the machine is stopped from outside.
+    Sleep,
+    /// The command line holds something that is none of the above.
+    Unknown(String),
+}
+
+/// The actions of a kernel command line: every `svmm.run=` in order. Pure.
+pub(crate) fn parse(command_line: &str) -> Vec<Action> {
+    command_line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("svmm.run=")).map(one).collect()
+}
+
+fn one(value: &str) -> Action {
+    let Some(name) = value.strip_prefix('@') else {
+        return Action::Run(value.split(',').map(str::to_owned).collect());
+    };
+    let (verb, argument) = name.split_once(':').unwrap_or((name, ""));
+    match (verb, argument) {
+        ("dmesg", "") => Action::KernelLog,
+        ("poweroff", "") => Action::PowerOff,
+        ("reboot", "") => Action::Restart,
+        ("panic", "") => Action::Panic,
+        ("triple-fault", "") => Action::TripleFault,
+        ("sleep", "") => Action::Sleep,
+        ("exit", status) => status.parse().map_or_else(|_| Action::Unknown(value.to_owned()), Action::Exit),
+        _ => Action::Unknown(value.to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn command_lines() {
+        let run = |words: &[&str]| Action::Run(words.iter().map(|&word| word.to_owned()).collect());
+        let rows: &[(&str, &str, Vec<Action>)] = &[
+            ("nothing asked", "console=ttyS0 quiet", vec![]),
+            ("a program", "a svmm.run=/bin/x b", vec![run(&["/bin/x"])]),
+            ("arguments", "svmm.run=/bin/x,--filter,a=b\n", vec![run(&["/bin/x", "--filter", "a=b"])]),
+            ("order is kept", "svmm.run=/a svmm.run=@dmesg", vec![run(&["/a"]), Action::KernelLog]),
+            ("power off", "svmm.run=@poweroff", vec![Action::PowerOff]),
+            ("restart", "svmm.run=@reboot", vec![Action::Restart]),
+            ("panic", "svmm.run=@panic", vec![Action::Panic]),
+            ("triple fault", "svmm.run=@triple-fault", vec![Action::TripleFault]),
+            ("sleep", "svmm.run=@sleep", vec![Action::Sleep]),
+            ("a status", "svmm.run=@exit:42", vec![Action::Exit(42)]),
+            ("no status", "svmm.run=@exit:", vec![Action::Unknown("@exit:".into())]),
+            ("a strange verb", "svmm.run=@dance", vec![Action::Unknown("@dance".into())]),
+            ("an argument too many", "svmm.run=@panic:now", vec![Action::Unknown("@panic:now".into())]),
+        ];
+        for (name, line, expected) in rows {
+            assert_eq!(&parse(line), expected, "{name}");
+        }
+    }
+}
