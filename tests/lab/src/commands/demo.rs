@@ -1,7 +1,7 @@
 //! `cargo lab demo`: the main job, shown.
 
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 
@@ -11,7 +11,7 @@ use crate::materials::{Initrd, Materials};
 use crate::process::tail;
 use crate::report::{Case, Report};
 use crate::ui::{Progress, Table};
-use crate::world::Terminal;
+use crate::world::{Sink, Terminal};
 
 /// Run the selftest, then power off (see `tests/guest`, guest-init). Quiet, because each byte on a
 /// serial port is several exits: in the cloud world a talkative boot takes 15 seconds longer.
@@ -29,9 +29,8 @@ pub fn run(options: &cli::Demo) -> Result<bool> {
     let mut workload = materials.workload();
     workload.commands = vec![Materials::svmm_run(&options.guest, COMMAND_LINE)];
     eprintln!("[lab] world: {}", materials.world);
-    let progress = Progress::start("guest: boot and svm-selftest");
     let mut console = Console::new(options.verbose);
-    let codes = materials.world.run(&workload, Terminal::Output(&mut |chunk| console.take(chunk)), LIMIT)?;
+    let codes = materials.world.run(&workload, Terminal::Output(&mut console), LIMIT)?;
     let log = cache.root().join("demo-console.log");
     std::fs::write(&log, &console.transcript)?;
     if console.report.cases.is_empty() {
@@ -41,7 +40,7 @@ pub fn run(options: &cli::Demo) -> Result<bool> {
             tail(&log)
         );
     }
-    progress.done(&format!("console in {}", log.display()));
+    console.progress.done(&format!("console in {}", log.display()));
     show(&console.report, &codes);
     Ok(console.report.passed() && codes == [0])
 }
@@ -52,7 +51,7 @@ struct Console {
     line: Vec<u8>,
     report: Report,
     verbose: bool,
-    started: Instant,
+    progress: Progress,
 }
 
 impl Console {
@@ -62,10 +61,21 @@ impl Console {
             line: Vec::new(),
             report: Report::default(),
             verbose,
-            started: Instant::now(),
+            progress: Progress::start("guest: boot and svm-selftest"),
         }
     }
 
+    fn end_line(&mut self) {
+        let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
+        let before = self.report.cases.len();
+        self.report.line(&line);
+        if let Some(case) = self.report.cases.get(before) {
+            self.progress.note(&format!("{:<8} {}", verdict(case), case.name));
+        }
+    }
+}
+
+impl Sink for Console {
     fn take(&mut self, chunk: &[u8]) {
         self.transcript.extend_from_slice(chunk);
         if self.verbose {
@@ -82,14 +92,12 @@ impl Console {
         }
     }
 
-    fn end_line(&mut self) {
-        let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
-        let before = self.report.cases.len();
-        self.report.line(&line);
-        if let Some(case) = self.report.cases.get(before) {
-            let seconds = self.started.elapsed().as_secs_f64();
-            eprintln!("[lab] {seconds:6.1} s  {}  {}", verdict(case), case.name);
-        }
+    fn tick(&mut self) {
+        let cases = self.report.cases.len();
+        self.progress.tick(|| match cases {
+            0 => String::new(),
+            _ => format!("{cases} cases"),
+        });
     }
 }
 

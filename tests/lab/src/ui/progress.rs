@@ -56,6 +56,11 @@ impl Progress {
         }
     }
 
+    /// Tells of something that happened on the way.
+    pub fn note(&self, what: &str) {
+        say(&format!("  {:>8}  {what}", human(self.started.elapsed())));
+    }
+
     /// Ends the work with success and a remark (may be empty).
     pub fn done(mut self, remark: &str) {
         self.finish("ok", remark);

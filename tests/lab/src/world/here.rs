@@ -47,6 +47,14 @@ fn path_text(path: &Path) -> Result<&str> {
 mod tests {
     use super::*;
 
+    struct Printed(Vec<u8>);
+
+    impl crate::world::Sink for Printed {
+        fn take(&mut self, chunk: &[u8]) {
+            self.0.extend_from_slice(chunk);
+        }
+    }
+
     #[test]
     fn files_and_variables_reach_the_commands() {
         let shell = |script: &str| vec![Word::from("sh"), "-c".into(), script.into()];
@@ -55,9 +63,8 @@ mod tests {
             env: vec![("TOOL", Word::file("tool"))],
             commands: vec![shell("echo $TOOL; exit 3"), shell("exit 0")],
         };
-        let mut printed = Vec::new();
-        let mut sink = |chunk: &[u8]| printed.extend_from_slice(chunk);
-        let codes = run(&workload, Terminal::Output(&mut sink), Duration::from_secs(10)).unwrap();
-        assert_eq!((codes, printed.as_slice()), (vec![3, 0], b"/a/b\n".as_slice()));
+        let mut printed = Printed(Vec::new());
+        let codes = run(&workload, Terminal::Output(&mut printed), Duration::from_secs(10)).unwrap();
+        assert_eq!((codes, printed.0.as_slice()), (vec![3, 0], b"/a/b\n".as_slice()));
     }
 }

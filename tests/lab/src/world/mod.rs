@@ -59,8 +59,17 @@ pub struct Workload {
 pub enum Terminal<'a> {
     /// The user's terminal: keys go in, bytes come out unchanged.
     Interactive,
-    /// No input; each chunk of output is handed on as it comes.
-    Output(&'a mut dyn FnMut(&[u8])),
+    /// No input; output goes to the sink.
+    Output(&'a mut dyn Sink),
+}
+
+/// Takes what commands print, as it comes.
+pub trait Sink {
+    /// The next bytes.
+    fn take(&mut self, chunk: &[u8]);
+
+    /// Called often while commands run, whether they print or not.
+    fn tick(&mut self) {}
 }
 
 /// A place where commands can run guests.

@@ -21,8 +21,11 @@ pub fn run(command: &mut Command, terminal: &mut Terminal<'_>, limit: Duration) 
             command.stdin(Stdio::null()).stdout(Stdio::piped());
             let mut child = Guarded::spawn(command)?;
             let chunks = chunks(child.take_stdout().context("no output to relay")?);
-            let status = child.wait(limit, || chunks.try_iter().for_each(|chunk| sink(&chunk)))?;
-            chunks.iter().for_each(|chunk| sink(&chunk));
+            let status = child.wait(limit, || {
+                chunks.try_iter().for_each(|chunk| sink.take(&chunk));
+                sink.tick();
+            })?;
+            chunks.iter().for_each(|chunk| sink.take(&chunk));
             Ok(status)
         }
     }

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use crate::cache::Cache;
 use crate::materials::{self, Initrd, KernelInBackground, Materials};
 use crate::programs;
-use crate::world::{Terminal, Word, World};
+use crate::world::{Sink, Terminal, Word, World};
 
 /// All guest tests together; each has its own, shorter limit.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -41,13 +41,19 @@ pub(super) fn run(cache: &Cache, kernel: KernelInBackground, filters: &[String])
         command.extend(threads(&materials.world));
         workload.commands.push(command);
     }
-    let mut sink = |chunk: &[u8]| {
+    let codes = materials.world.run(&workload, Terminal::Output(&mut Stdout), LIMIT)?;
+    Ok(codes.iter().all(|code| *code == 0))
+}
+
+/// The tests' results are this program's results.
+struct Stdout;
+
+impl Sink for Stdout {
+    fn take(&mut self, chunk: &[u8]) {
         let mut out = std::io::stdout();
         let _ = out.write_all(chunk);
         let _ = out.flush();
-    };
-    let codes = materials.world.run(&workload, Terminal::Output(&mut sink), LIMIT)?;
-    Ok(codes.iter().all(|code| *code == 0))
+    }
 }
 
 /// The cloud machine is slow and small: one guest at a time.
