@@ -6,10 +6,12 @@
 //! | [`config`] | 4 KiB of configuration space with write masks |
 //! | [`bar`] | memory BARs: description, sizing, decoding |
 //! | [`capability`] | what a function declares, and the capability chain made of it |
-//! | [`live`] | ATS, PRI and PASID as a function's own threads see them |
+//! | `live` | ATS, PRI and PASID as a function's own threads see them |
 //! | [`msix`] | the MSI-X table, its masks and pending bits |
 //! | [`function`] | [`PciFunction`], the root's view of a function |
 //! | [`base`] | [`FunctionBase`], the part every emulated function shares |
+//! | [`host_bridge`] | the function at 00:00.0 |
+//! | [`root`] | bus 0: ECAM, configuration ports, MMIO window |
 //!
 //! Not implemented: bridges and buses other than 0, 64-bit and I/O BARs, expansion ROMs, INTx, MSI, AER.
 
@@ -18,12 +20,16 @@ pub mod base;
 pub mod capability;
 pub mod config;
 pub mod function;
+pub mod host_bridge;
 mod live;
 pub mod msix;
+pub mod root;
 pub mod spec;
 
 pub use bar::BarSpec;
 pub use base::FunctionBase;
 pub use capability::{AtsSpec, ExpressSpec, FunctionSpec, Identity, MsixSpec, PasidSpec, PriSpec, SpecError};
 pub use function::{AtsState, BarRange, DecodedBars, FunctionEvent, PasidState, PciFunction, PriState};
+pub use host_bridge::HostBridge;
 pub use msix::Msix;
+pub use root::{ConfigPorts, ECAM_BUS_LEN, Ecam, MmioWindow, PciRoot, SlotError};

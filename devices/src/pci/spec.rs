@@ -1,12 +1,37 @@
 //! Register layouts and constants of PCI Local Bus 3.0 and PCI Express Base 5.0, as far as they are emulated.
 
-use arbitrary_int::{u2, u3, u4, u5, u10, u11};
+use arbitrary_int::{u2, u3, u4, u5, u6, u10, u11};
 use bitbybit::bitfield;
 
 /// Bytes of configuration space of a function (PCIe §7.2.2).
 pub const CONFIG_SIZE: usize = 4096;
 /// First byte of the extended configuration space.
 pub const EXTENDED_START: u16 = 0x100;
+
+/// CONFIG_ADDRESS, the port at 0xCF8 (PCI 3.0 §3.2.2.3.2).
+#[bitfield(u32, default = 0, debug, forbid_overlaps)]
+pub struct ConfigAddress {
+    /// Register, in units of 4 bytes.
+    #[bits(2..=7, rw)]
+    register: u6,
+    /// Function.
+    #[bits(8..=10, rw)]
+    function: u3,
+    /// Device.
+    #[bits(11..=15, rw)]
+    device: u5,
+    /// Bus.
+    #[bits(16..=23, rw)]
+    bus: u8,
+    /// Accesses to CONFIG_DATA are configuration accesses.
+    #[bit(31, rw)]
+    enable: bool,
+}
+
+impl ConfigAddress {
+    /// Bits that exist.
+    pub const MASK: u32 = 0x80ff_fffc;
+}
 
 /// Offsets in the type 0 header (PCIe §7.5.1).
 pub mod header {

@@ -1,3 +1,30 @@
 //! The manual's tables as types: positions, names and constants, nothing else.
 
+pub mod context;
+pub mod fault;
+pub mod paging;
+pub mod pasid;
 pub mod registers;
+pub mod root;
+
+/// Address bits from `bits` on, none from 64 on.
+const fn above(bits: u32) -> u64 {
+    match u64::MAX.checked_shl(bits) {
+        Some(mask) => mask,
+        None => 0,
+    }
+}
+
+/// The reserved bits of a word: those of no field that is offered, and address bits that do not exist.
+const fn reserved_word(fields: &[(u64, bool)], address_bits: u32) -> u64 {
+    let mut defined = 0;
+    let mut index = 0;
+    while index < fields.len() {
+        let (mask, offered) = fields[index];
+        if offered {
+            defined |= mask;
+        }
+        index += 1;
+    }
+    !defined | above(address_bits)
+}
