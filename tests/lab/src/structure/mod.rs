@@ -88,7 +88,7 @@ fn sources(workspace: &Path, folder: &Path) -> Result<Vec<Source>> {
     Ok(found)
 }
 
-/// `pci/bar.rs` as [pci, bar], `pci/mod.rs` as [pci], `lib.rs` as the root.
+/// `pci/bar.rs` is `pci`, `bar`; `pci/mod.rs` is `pci`; `lib.rs` is the root.
 fn module(below_src: &Path) -> Vec<String> {
     let mut segments: Vec<String> =
         below_src.with_extension("").iter().map(|part| part.to_string_lossy().into_owned()).collect();
