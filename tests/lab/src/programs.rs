@@ -70,11 +70,11 @@ fn cargo(what: &str, arguments: &[&str]) -> Result<Vec<Program>> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let line = describe(&command);
-    let mut progress = Progress::start(what);
+    let progress = Progress::start_beside_output(what);
     let mut child = Guarded::spawn(&mut command)?;
     let stdout = child.take_stdout().context("cargo has no output")?;
     let reader = std::thread::spawn(move || std::io::read_to_string(stdout));
-    let status = child.wait(std::time::Duration::MAX, || progress.tick(String::new))?;
+    let status = child.wait(std::time::Duration::MAX, || ())?;
     let messages = reader.join().unwrap_or_else(|_| Ok(String::new()))?;
     if !status.success() {
         bail!("`{line}` failed; its messages are above");

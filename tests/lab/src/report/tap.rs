@@ -63,9 +63,9 @@ impl Report {
         } else if let Some(case) = parse_case(line) {
             self.cases.push(case);
         } else if let Some(remark) = line.strip_prefix("# ")
-            && self.cases.last().is_some_and(|case| !case.passed)
+            && let Some(case) = self.cases.last().filter(|case| !case.passed)
         {
-            self.remarks.push(remark.to_owned());
+            self.remarks.push(format!("{}: {remark}", case.name));
         }
     }
 }
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(report.cases[1].figure("pr"), Some("7"));
         assert_eq!(report.cases[1].name, "fresh");
         assert!(report.cases[2].skipped);
-        assert_eq!(report.remarks, ["byte 5 differs"]);
+        assert_eq!(report.remarks, ["fresh: byte 5 differs"]);
         assert!(!report.passed());
     }
 

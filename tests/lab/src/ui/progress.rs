@@ -24,14 +24,17 @@ pub struct Progress {
 impl Progress {
     /// Announces `what` and starts the clock.
     pub fn start(what: impl Into<String>) -> Self {
+        Self::new(what.into(), std::io::stderr().is_terminal() && on_main_thread())
+    }
+
+    /// As [`Progress::start`], for a command that writes to the terminal itself.
+    pub fn start_beside_output(what: impl Into<String>) -> Self {
+        Self::new(what.into(), false)
+    }
+
+    fn new(what: String, rewrites: bool) -> Self {
         let now = Instant::now();
-        let progress = Self {
-            what: what.into(),
-            started: now,
-            last_print: now,
-            rewrites: std::io::stderr().is_terminal() && on_main_thread(),
-            finished: false,
-        };
+        let progress = Self { what, started: now, last_print: now, rewrites, finished: false };
         if progress.rewrites {
             progress.rewrite("");
         } else {
