@@ -64,14 +64,18 @@ impl PrivateApt {
     fn refresh(&self, progress: &mut Progress) -> Result<()> {
         let mut update = Command::new("apt-get");
         update.args(self.options()).arg("update");
-        run_logged(&mut update, &self.log, progress, String::new)?;
+        // Another vendor's source may fail; what counts is whether Debian's archive answers.
+        let updated = run_logged(&mut update, &self.log, progress, String::new);
         let targets = output(
             Command::new("apt-get")
                 .args(self.options())
                 .args(["indextargets", "--format"])
                 .arg("$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)"),
         )?;
-        let list = render_sources(&parse_targets(&targets), &self.codename)?;
+        let list = render_sources(&parse_targets(&targets), &self.codename).map_err(|error| {
+            let why = error.to_string();
+            updated.err().map_or(error, |cause| cause.context(why))
+        })?;
         fs::write(self.folder.join("sources.list"), list)?;
         let mut update = Command::new("apt-get");
         update.args(self.own_options()).arg("update");
