@@ -3,10 +3,20 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`bus`] | address decoding |
+//! | [`exit`] | the port by which a guest program ends the machine |
+//! | [`ioapic`] | the IOAPIC |
 //! | [`irq`] | interrupt lines |
 //! | [`pci`] | PCI functions and the root of bus 0 |
+//! | [`reset`] | power-off, reset and panic |
+//! | [`serial`] | the serial port |
+//! | [`svm`] | the SVM endpoint |
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod exit;
+pub mod ioapic;
 pub mod irq;
 pub mod pci;
+pub mod reset;
+pub mod serial;
+pub mod svm;

@@ -1,4 +1,4 @@
-//! What a unit offers: the capability registers (§11.4.2, §11.4.3) and the rules between their fields.
+//! What a unit offers: the capability registers of chapter 11, and the rules between their fields.
 //!
 //! A [`Profile`] says what is wanted; [`Capability::new`] checks the mix and yields the registers. Everything
 //! else in this crate asks the [`Capability`].
@@ -278,7 +278,7 @@ fn check(profile: &Profile) -> Result<(), CapabilityError> {
     Ok(())
 }
 
-/// §11.4.2. MGAW is never below the physical width, so that pass-through reaches all of memory; 57 bits are
+/// CAP. MGAW is never below the physical width, so that pass-through reaches all of memory; 57 bits are
 /// offered in MGAW and SAGAW together or not at all, because Linux takes its table depth from both.
 fn cap_register(profile: &Profile) -> Cap {
     let (guest_bits, widths) =
@@ -308,7 +308,7 @@ fn cap_register(profile: &Profile) -> Cap {
         .build()
 }
 
-/// §11.4.3. No second stage, nesting or interrupt remapping.
+/// ECAP. No second stage, nesting or interrupt remapping.
 fn ecap_register(profile: &Profile) -> Ecap {
     let pasid = profile.pasid_bits > 0;
     Ecap::builder()

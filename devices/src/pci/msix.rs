@@ -189,6 +189,7 @@ impl Msix {
 mod tests {
     use super::*;
     use iommu_core::testkit::RecordingMsi;
+    use proptest::prelude::*;
 
     const SPEC: MsixSpec = MsixSpec { vectors: 3, bar: 0, table_offset: 0x1000, pba_offset: 0x1800 };
     const SOURCE: SourceId = SourceId(0x18);
@@ -312,6 +313,33 @@ mod tests {
             (0, u64::MAX, false),
         ]) {
             assert_eq!(f.msix.covers(bar, offset), expected, "BAR {bar} + {offset:#x}");
+        }
+    }
+
+    proptest! {
+        /// No panic; reserved bits stay clear; and nothing that could be sent is left pending.
+        #[test]
+        fn hostile_accesses(steps in prop::collection::vec(
+            (0u8..5, prop_oneof![0xff8u64..0x1040, 0x17f8u64..0x1810, any::<u64>()],
+             prop::collection::vec(any::<u8>(), 1..9)), 0..60)) {
+            let f = Fixture::ready();
+            for (kind, offset, mut data) in steps {
+                match kind {
+                    0 => f.msix.read(offset, &mut data),
+                    1 => f.msix.write(offset, &data),
+                    2 => f.msix.trigger(u16::from(data[0] % 5)),
+                    3 => f.mask(u64::from(data[0] % 3), data[0] & 4 != 0),
+                    _ => f.control(data[0] & 3 != 0, data[0] & 4 != 0),
+                }
+                for vector in 0..3u16 {
+                    let mut entry = [0; 16];
+                    f.msix.read(0x1000 + u64::from(vector) * 16, &mut entry);
+                    prop_assert_eq!((entry[0] & 3, entry[12] & !1, &entry[13..]), (0, 0, &[0; 3][..]));
+                    let pending = f.pending() >> vector & 1 != 0;
+                    prop_assert!(!pending || f.msix.message(vector).is_none());
+                }
+                prop_assert_eq!(f.pending() >> 3, 0);
+            }
         }
     }
 }

@@ -211,9 +211,11 @@ proptest! {
     /// Any access to any face, mixed: nothing panics, and the asserts in `Noting` hold.
     #[test]
     fn hostile_accesses(accesses in prop::collection::vec(
-        (0u8..3, prop_oneof![0u64..0x20, AT_3_0..AT_3_0 + 0x6000, any::<u64>()],
+        (0u8..3, prop_oneof![0u64..0x20, 0x3ff0u64..0x6010, AT_3_0..AT_3_0 + 0x6000, any::<u64>()],
          prop::collection::vec(any::<u8>(), 1..9), any::<bool>()), 0..60)) {
         let f = fixture();
+        f.ecam.write(AT_3_0 + 0x10, &0xe000_4000_u32.to_le_bytes());
+        f.ecam.write(AT_3_0 + 4, &[2, 0]);
         for (face, offset, mut data, write) in accesses {
             let device: &dyn BusDevice = match face {
                 0 => &f.ecam,

@@ -132,6 +132,12 @@ impl<M: GuestMemoryBackend + Clone> Dma<M> {
         }
     }
 
+    /// The same function with `translator` in front: one that passes on to [`Self::translator`] and counts.
+    #[must_use]
+    pub fn with_translator(&self, translator: Arc<dyn Translator>) -> Self {
+        Self { translator, ..self.clone() }
+    }
+
     /// The function's source id.
     #[must_use]
     pub fn source(&self) -> SourceId {
@@ -271,7 +277,10 @@ impl<M: GuestMemoryBackend> Session<'_, M> {
 
 impl<M: GuestMemoryBackend> Drop for Session<'_, M> {
     fn drop(&mut self) {
-        drop(self.tlb.get_mut().take());
+        // Fair: an invalidation that waits gets the lock before this thread's next session does.
+        if let Some(guard) = self.tlb.get_mut().take() {
+            MutexGuard::unlock_fair(guard);
+        }
         if let Some(DmaFault::Refused(fault)) = self.fault.get_mut() {
             self.port.translator.report(fault);
         }

@@ -2,6 +2,8 @@
 
 pub mod context;
 pub mod fault;
+pub mod invalidation;
+pub mod page_request;
 pub mod paging;
 pub mod pasid;
 pub mod registers;

@@ -1,0 +1,221 @@
+//! What the register pages, the workers and the PCI function share: the state of the device, and what its
+//! switches and resets do (section 8).
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use iommu_core::{DeviceTlbInvalidation, PageResponse};
+
+use super::atc::DeviceTlb;
+use super::pri::PageRequests;
+use super::queue::Queue;
+use super::regs::Staging;
+use super::spec::{Caps, GlobalStatus};
+use super::stats::{Clock, Counters, Timeline};
+
+/// How the endpoint is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SvmConfig {
+    /// Number of queues, 1 to [`MAX_QUEUES`](super::spec::MAX_QUEUES).
+    pub queues: u8,
+    /// Logarithm of a queue's depth, in [`DEPTH_LOG2`](super::spec::DEPTH_LOG2).
+    pub depth_log2: u8,
+    /// The function has ATS.
+    pub ats: bool,
+    /// The function has PRI; of no effect without ATS.
+    pub pri: bool,
+}
+
+impl Default for SvmConfig {
+    fn default() -> Self {
+        Self { queues: 8, depth_log2: 6, ats: true, pri: true }
+    }
+}
+
+impl SvmConfig {
+    /// CAPS.
+    #[must_use]
+    pub fn caps(&self) -> Caps {
+        Caps::DEFAULT
+            .with_queues(self.queues)
+            .with_depth(self.depth_log2)
+            .with_ats(self.ats)
+            .with_pri(self.ats && self.pri)
+    }
+}
+
+/// What the device tells its PCI side. Called without a lock but a queue's own gate; never blocks.
+pub trait PciSide: Send + Sync {
+    /// Sends an MSI-X vector, or nothing if it does not exist.
+    fn interrupt(&self, vector: u16);
+    /// PRI status RF.
+    fn pri_response_failure(&self);
+    /// PRI status UPRGI.
+    fn pri_unexpected_group(&self);
+    /// PRI status STOPPED, if PRI is disabled.
+    fn pri_stopped(&self);
+}
+
+/// The device without its configuration space and its threads.
+pub struct Device {
+    /// As built.
+    pub config: SvmConfig,
+    /// Queues.
+    pub queues: Vec<Queue>,
+    /// The portals' staging areas, one per queue.
+    pub staging: Vec<Staging>,
+    /// Counters.
+    pub counters: Arc<Counters>,
+    /// Timeline.
+    pub timeline: Timeline,
+    /// Clock of the timeline.
+    pub clock: Clock,
+    /// Device-TLB.
+    pub device_tlb: DeviceTlb,
+    /// Page requests.
+    pub pri: PageRequests,
+    /// PCI side.
+    pub pci: Arc<dyn PciSide>,
+    /// [`GlobalStatus`] without PRI.
+    switches: AtomicU32,
+}
+
+impl Device {
+    /// In its power-on state. `config` is within its limits.
+    #[must_use]
+    pub fn new(config: SvmConfig, pci: Arc<dyn PciSide>) -> Self {
+        let clock = Clock::default();
+        Self {
+            config,
+            queues: (0..config.queues).map(|number| Queue::new(number, config.depth_log2)).collect(),
+            staging: (0..config.queues).map(|_| Staging::default()).collect(),
+            counters: Arc::default(),
+            timeline: Timeline::default(),
+            clock,
+            device_tlb: DeviceTlb::default(),
+            pri: PageRequests::new(clock),
+            pci,
+            switches: AtomicU32::new(0),
+        }
+    }
+
+    /// STATUS without PRI: what a worker looks at inside the gate.
+    #[must_use]
+    pub fn switches(&self) -> GlobalStatus {
+        GlobalStatus::new_with_raw_value(self.switches.load(Ordering::Acquire))
+    }
+
+    /// STATUS.
+    #[must_use]
+    pub fn status(&self) -> GlobalStatus {
+        self.switches().with_pri(self.pri.enabled())
+    }
+
+    /// Changes switches. On return nothing is under way that went by the old ones.
+    fn switch(&self, change: impl Fn(GlobalStatus) -> GlobalStatus) {
+        let apply = |raw| Some(change(GlobalStatus::new_with_raw_value(raw)).raw_value());
+        // The closure always returns a value, so this cannot fail.
+        let _ = self.switches.fetch_update(Ordering::AcqRel, Ordering::Acquire, apply);
+        self.drain();
+    }
+
+    fn drain(&self) {
+        for queue in &self.queues {
+            queue.drain();
+        }
+    }
+
+    /// Bus mastering was switched. Off: on return no DMA is under way.
+    pub fn set_bus_master(&self, on: bool) {
+        self.switch(|status| status.with_bus_master(on));
+    }
+
+    /// ATS was switched: the device-TLB is dropped.
+    pub fn set_ats(&self, on: bool) {
+        self.switch(|status| status.with_ats(on));
+        self.device_tlb.flush();
+    }
+
+    /// PASID was switched: the device-TLB is dropped.
+    pub fn set_pasid(&self, on: bool) {
+        self.switch(|status| status.with_pasid(on));
+        self.device_tlb.flush();
+    }
+
+    /// PRI was disabled.
+    pub fn disable_pri(&self) {
+        self.pri.disable();
+        self.tell_if_stopped();
+    }
+
+    /// PRI was reset, which it can be only while it is disabled.
+    pub fn reset_pri(&self) {
+        self.pri.reset();
+        self.tell_if_stopped();
+    }
+
+    /// Shows STOPPED if it is due.
+    pub fn tell_if_stopped(&self) {
+        if self.pri.stopped() {
+            self.pci.pri_stopped();
+        }
+    }
+
+    /// ENABLE of a queue goes to 0.
+    pub fn disable_queue(&self, queue: &Queue) {
+        queue.disable();
+        self.pri.wake();
+    }
+
+    /// CTRL.RESET.
+    pub fn reset(&self) {
+        for queue in &self.queues {
+            queue.disable();
+        }
+        self.pri.wake();
+        self.device_tlb.flush();
+    }
+
+    /// Function-level or conventional reset. On return no DMA is under way, and none follows.
+    pub fn function_reset(&self) {
+        for queue in &self.queues {
+            queue.reset();
+        }
+        self.pri.reset();
+        self.switch(|_| GlobalStatus::DEFAULT);
+        self.device_tlb.flush();
+        for staging in &self.staging {
+            staging.clear();
+        }
+        self.counters.clear();
+        self.timeline.clear();
+    }
+
+    /// The function goes away: workers end. The caller joins them.
+    pub fn exit(&self) {
+        for queue in &self.queues {
+            queue.exit();
+        }
+        self.pri.wake();
+    }
+
+    /// A device-TLB invalidation. Waits for open sessions, for nothing else.
+    pub fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) {
+        self.counters.invalidations.count();
+        self.device_tlb.invalidate(invalidation);
+    }
+
+    /// A page group response.
+    pub fn page_group_response(&self, response: &PageResponse) {
+        let received = self.pri.receive(response, &self.counters);
+        if received.unexpected {
+            self.pci.pri_unexpected_group();
+        }
+        if received.failure {
+            self.pci.pri_response_failure();
+        }
+        if received.stopped {
+            self.pci.pri_stopped();
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! The SVM endpoint: an accelerator that works on a process's own addresses.
+//!
+//! Its programming model is the `README.md` beside this file; section numbers in this module are of that text.
+//!
+//! # Architecture
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`spec`] | layouts: registers, descriptor, completion record |
+//! | [`descriptor`] | from a descriptor to an operation |
+//! | [`engine`] | operations on memory, stopping and going on at any byte |
+//! | [`atc`] | the device-TLB, and a counter in front of the IOMMU |
+//! | [`pri`] | page requests that are outstanding |
+//! | [`stats`] | counters and the timeline |
+//! | [`queue`] | a queue: its ring, its registers, what disable and reset do to it |
+//! | [`worker`] | the thread that works a queue off |
+//! | [`regs`] | the register pages |
+//! | [`device`] | what all of them share, and its switches and resets |
+//! | [`function`] | the PCI function and [`Endpoint`](iommu_core::Endpoint) |
+//!
+//! A queue has one thread. It holds the queue's gate while it touches memory or makes a page request, and a
+//! session inside the gate while it touches memory; it holds neither while it waits. Reset and the loss of bus
+//! mastering take each gate once, which is their drain. A device-TLB invalidation visits the ports and needs no
+//! gate, so it completes while a descriptor waits for a page.
+//!
+//! Locks: portal → queue → (gate → port); the page request lock is a leaf and never held across a call out.
+//!
+//! # What it doesn't implement
+//!
+//! Execute and privileged requests, page request groups of several pages, prefetch, interrupt coalescing.
+
+pub mod atc;
+pub mod descriptor;
+pub mod device;
+pub mod engine;
+pub mod function;
+pub mod pri;
+pub mod queue;
+pub mod regs;
+pub mod spec;
+pub mod stats;
+pub mod worker;
+
+pub use device::SvmConfig;
+pub use function::{SvmError, SvmFunction};

@@ -1,0 +1,285 @@
+//! Page requests of the function (PRI, section 5): which are outstanding, and who waits for which answer.
+//!
+//! Every request is a group of its own. A group is entered before it is sent, so an answer that overtakes the
+//! call finds it. It leaves when it is answered, or when PRI is reset; a group whose descriptor was aborted
+//! stays, because its answer is still to come and its index must not be used meanwhile.
+
+use std::time::{Duration, Instant};
+
+use iommu_core::{GroupIndex, PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::spec::PAGE_REQUEST_CAPACITY;
+use super::stats::{Clock, Counters, Times};
+
+/// What became of a page request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Translate again. With `overflow` the guest never saw the request: wait a little before.
+    Retry {
+        /// Answered by the IOMMU itself.
+        overflow: bool,
+    },
+    /// The page is not accessible.
+    Invalid,
+    /// Page requests are off, not allocated or broken, or went off while the request was outstanding.
+    Unavailable,
+    /// The descriptor is not wanted any more.
+    Cancelled,
+}
+
+/// What a response did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// It fits no outstanding group.
+    pub unexpected: bool,
+    /// It was a response failure: the function's PRI status is to say so.
+    pub failure: bool,
+    /// PRI is disabled, and this was the last that was outstanding.
+    pub stopped: bool,
+}
+
+struct Group {
+    request: PageRequest,
+    /// Tells groups apart that had the same index before and after a reset.
+    serial: u64,
+    answer: Option<ResponseCode>,
+    answered: u64,
+    /// Nobody waits for the answer any more.
+    orphan: bool,
+}
+
+#[derive(Default)]
+struct State {
+    enabled: bool,
+    allocation: u32,
+    groups: Vec<Group>,
+    next_index: u16,
+    next_serial: u64,
+}
+
+impl State {
+    fn usable(&self) -> bool {
+        self.enabled && self.allocation > 0
+    }
+
+    /// Page requests without an answer.
+    fn outstanding(&self) -> usize {
+        self.groups.iter().filter(|group| group.answer.is_none()).count()
+    }
+
+    fn has_credit(&self) -> bool {
+        self.outstanding() < self.allocation.min(PAGE_REQUEST_CAPACITY) as usize
+    }
+
+    fn stopped(&self) -> bool {
+        !self.enabled && self.outstanding() == 0
+    }
+
+    /// Enters a group under an index that no outstanding group has. Fewer are outstanding than indices exist.
+    fn enter(&mut self, mut request: PageRequest) -> (PageRequest, u64) {
+        while self.groups.iter().any(|g| g.request.group == GroupIndex::truncate(self.next_index)) {
+            self.next_index = self.next_index.wrapping_add(1);
+        }
+        request.group = GroupIndex::truncate(self.next_index);
+        self.next_index = self.next_index.wrapping_add(1);
+        self.next_serial += 1;
+        let serial = self.next_serial;
+        self.groups.push(Group { request, serial, answer: None, answered: 0, orphan: false });
+        (request, serial)
+    }
+
+    fn position(&self, serial: u64) -> Option<usize> {
+        self.groups.iter().position(|group| group.serial == serial)
+    }
+}
+
+/// The page requests of one function.
+#[derive(Default)]
+pub struct PageRequests {
+    state: Mutex<State>,
+    changed: Condvar,
+    clock: Clock,
+}
+
+impl PageRequests {
+    /// None outstanding, disabled. Times are of `clock`.
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, ..Self::default() }
+    }
+
+    /// PRI was enabled with this many credits.
+    pub fn enable(&self, allocation: u32) {
+        let mut state = self.state.lock();
+        state.enabled = true;
+        state.allocation = allocation;
+        self.changed.notify_all();
+    }
+
+    /// PRI was disabled: who waits stops waiting. What is outstanding stays so until it is answered.
+    pub fn disable(&self) {
+        let mut state = self.state.lock();
+        state.enabled = false;
+        self.changed.notify_all();
+    }
+
+    /// PRI was reset, or the function: disabled, and outstanding requests are forgotten.
+    pub fn reset(&self) {
+        let mut state = self.state.lock();
+        state.groups.clear();
+        state.enabled = false;
+        self.changed.notify_all();
+    }
+
+    /// Whether PRI is disabled and nothing is outstanding.
+    #[must_use]
+    pub fn stopped(&self) -> bool {
+        self.state.lock().stopped()
+    }
+
+    /// Whether PRI is enabled and has not failed.
+    #[must_use]
+    pub fn enabled(&self) -> bool {
+        self.state.lock().enabled
+    }
+
+    /// Page requests without an answer.
+    #[must_use]
+    pub fn outstanding(&self) -> usize {
+        self.state.lock().outstanding()
+    }
+
+    /// Makes those who wait look at their reason to be cancelled again.
+    pub fn wake(&self) {
+        // Under the lock: a waiter is then either before its look or in its wait.
+        let _state = self.state.lock();
+        self.changed.notify_all();
+    }
+
+    /// Makes a page request and waits for its answer. The group index of `request` is chosen here.
+    ///
+    /// `send` hands it to the IOMMU, or returns `None` if it must not any more; it is called at most once, without
+    /// a lock of this module. `cancelled` is asked again after every [`Self::wake`], with the lock held.
+    pub fn request(
+        &self,
+        request: PageRequest,
+        send: impl FnOnce(&PageRequest) -> Option<PageRequestOutcome>,
+        cancelled: impl Fn() -> bool,
+        times: &mut Times,
+    ) -> Answer {
+        let mut state = self.state.lock();
+        while state.usable() && !state.has_credit() && !cancelled() {
+            self.changed.wait(&mut state);
+        }
+        if cancelled() {
+            return Answer::Cancelled;
+        }
+        if !state.usable() {
+            return Answer::Unavailable;
+        }
+        let (request, serial) = state.enter(request);
+        drop(state);
+
+        times.sent = self.clock.now();
+        let outcome = send(&request);
+        times.queued = self.clock.now();
+
+        let mut state = self.state.lock();
+        match outcome {
+            Some(PageRequestOutcome::Queued) => self.wait(state, serial, cancelled, times),
+            settled => {
+                if let Some(at) = state.position(serial) {
+                    state.groups.swap_remove(at);
+                    self.changed.notify_all();
+                }
+                times.response = times.queued;
+                match settled {
+                    Some(PageRequestOutcome::Answered(code)) => self.judge(&mut state, code, true),
+                    None => Answer::Cancelled,
+                    Some(_) => Answer::Unavailable,
+                }
+            }
+        }
+    }
+
+    fn wait(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        serial: u64,
+        cancelled: impl Fn() -> bool,
+        times: &mut Times,
+    ) -> Answer {
+        loop {
+            // Forgotten by a reset.
+            let Some(at) = state.position(serial) else { return Answer::Unavailable };
+            if let Some(code) = state.groups[at].answer {
+                times.response = state.groups[at].answered;
+                state.groups.swap_remove(at);
+                self.changed.notify_all();
+                return self.judge(&mut state, code, false);
+            }
+            let gives_up = cancelled();
+            if gives_up || !state.enabled {
+                state.groups[at].orphan = true;
+                return if gives_up { Answer::Cancelled } else { Answer::Unavailable };
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+
+    fn judge(&self, state: &mut State, code: ResponseCode, overflow: bool) -> Answer {
+        match code {
+            ResponseCode::Success => Answer::Retry { overflow },
+            ResponseCode::Invalid => Answer::Invalid,
+            ResponseCode::Failure => {
+                state.enabled = false;
+                self.changed.notify_all();
+                Answer::Unavailable
+            }
+        }
+    }
+
+    /// Takes a page group response. Never waits.
+    pub fn receive(&self, response: &PageResponse, counters: &Counters) -> Received {
+        let mut state = self.state.lock();
+        let fits = |group: &&mut Group| {
+            group.answer.is_none()
+                && group.request.group == response.group
+                && group.request.pasid == response.pasid
+        };
+        let Some(group) = state.groups.iter_mut().find(fits) else {
+            return Received { unexpected: true, ..Received::default() };
+        };
+        group.answer = Some(response.code);
+        group.answered = self.clock.now();
+        count(response.code, counters);
+        state.groups.retain(|group| !(group.orphan && group.answer.is_some()));
+        let failure = response.code == ResponseCode::Failure;
+        if failure {
+            state.enabled = false;
+        }
+        self.changed.notify_all();
+        Received { unexpected: false, failure, stopped: state.stopped() }
+    }
+
+    /// Sleeps, but not longer than until the next [`Self::wake`] that `cancelled` says is meant.
+    pub fn pause(&self, duration: Duration, cancelled: impl Fn() -> bool) {
+        let end = Instant::now() + duration;
+        let mut state = self.state.lock();
+        while !cancelled() && state.enabled {
+            if self.changed.wait_until(&mut state, end).timed_out() {
+                break;
+            }
+        }
+    }
+}
+
+/// Counts a response by its code.
+pub fn count(code: ResponseCode, counters: &Counters) {
+    match code {
+        ResponseCode::Success => counters.responses_success.count(),
+        ResponseCode::Invalid => counters.responses_invalid.count(),
+        ResponseCode::Failure => counters.responses_failure.count(),
+    }
+}

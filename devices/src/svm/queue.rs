@@ -1,0 +1,295 @@
+//! A queue: its ring, its registers, and what disable and reset do to it (sections 2.2, 3 and 8).
+//!
+//! Disable and reset never touch a descriptor themselves. They raise the number below which descriptors are
+//! to be aborted or dropped, and wake the worker; it finds out the next time it looks.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use iommu_core::Pasid;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::spec::{Descriptor, IrqRegister, PasidRegister, QueueStatus};
+use super::stats::Counter;
+
+/// A descriptor with what held when it was submitted.
+#[derive(Clone, Copy, Debug)]
+pub struct Job {
+    /// As submitted.
+    pub descriptor: Descriptor,
+    /// The queue's PASID.
+    pub pasid: Option<Pasid>,
+    epoch: u64,
+}
+
+/// What is to become of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is wanted.
+    Go,
+    /// It is to end with the status "aborted".
+    Abort,
+    /// It is to end without a trace.
+    Drop,
+}
+
+#[derive(Default)]
+struct State {
+    enabled: bool,
+    exiting: bool,
+    pasid: u32,
+    irq: u32,
+    ring: VecDeque<Job>,
+    worker: WorkerState,
+    epoch: u64,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum WorkerState {
+    #[default]
+    Idle,
+    /// It has taken a job out of the ring, which still holds its place.
+    Running,
+    /// The job's place is free: its record may be seen at any moment, and be answered by another submission.
+    Completing,
+}
+
+impl State {
+    fn occupancy(&self) -> usize {
+        self.ring.len() + usize::from(self.worker == WorkerState::Running)
+    }
+
+    fn active(&self) -> bool {
+        !self.ring.is_empty() || self.worker != WorkerState::Idle
+    }
+}
+
+/// Counters of a queue.
+#[derive(Default)]
+pub struct QueueCounters {
+    /// Descriptors that ended.
+    pub completed: Counter,
+    /// Descriptors that ended in a fault.
+    pub faulted: Counter,
+    /// Page requests.
+    pub page_requests: Counter,
+    /// Address of the last record lost.
+    pub record_lost: Counter,
+}
+
+/// The permission to touch memory or to make a page request. Never held while waiting.
+pub type Gate<'a> = MutexGuard<'a, ()>;
+
+/// One queue.
+pub struct Queue {
+    number: u8,
+    depth: usize,
+    state: Mutex<State>,
+    work: Condvar,
+    gate: Mutex<()>,
+    /// Jobs with a smaller epoch are aborted.
+    abort_below: AtomicU64,
+    /// Jobs with a smaller epoch are dropped.
+    drop_below: AtomicU64,
+    /// The job at work waits for a page response.
+    pub waiting: AtomicBool,
+    /// Counters.
+    pub counters: QueueCounters,
+    dropped: AtomicU32,
+}
+
+impl Queue {
+    /// Disabled and empty; holds `2^depth_log2` descriptors.
+    #[must_use]
+    pub fn new(number: u8, depth_log2: u8) -> Self {
+        Self {
+            number,
+            depth: 1 << depth_log2,
+            state: Mutex::default(),
+            work: Condvar::new(),
+            gate: Mutex::default(),
+            abort_below: AtomicU64::new(0),
+            drop_below: AtomicU64::new(0),
+            waiting: AtomicBool::new(false),
+            counters: QueueCounters::default(),
+            dropped: AtomicU32::new(0),
+        }
+    }
+
+    /// Its number in the function.
+    #[must_use]
+    pub fn number(&self) -> u8 {
+        self.number
+    }
+
+    /// Takes a descriptor. `false`: full or disabled, and counted.
+    pub fn submit(&self, descriptor: Descriptor) -> bool {
+        let mut state = self.state.lock();
+        if !state.enabled || state.occupancy() >= self.depth {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return false;
+        }
+        let pasid = PasidRegister::new_with_raw_value(state.pasid);
+        let pasid = pasid.valid().then(|| Pasid::truncate(pasid.pasid().value()));
+        let epoch = state.epoch;
+        state.ring.push_back(Job { descriptor, pasid, epoch });
+        self.work.notify_one();
+        true
+    }
+
+    /// The next job, as soon as there is one. `None`: the worker is to end.
+    pub fn next(&self) -> Option<Job> {
+        let mut state = self.state.lock();
+        loop {
+            if state.exiting {
+                return None;
+            }
+            if let Some(job) = state.ring.pop_front() {
+                state.worker = WorkerState::Running;
+                return Some(job);
+            }
+            self.work.wait(&mut state);
+        }
+    }
+
+    /// The job that [`Self::next`] returned is about to show its record: its place is free.
+    pub fn completing(&self) {
+        self.state.lock().worker = WorkerState::Completing;
+    }
+
+    /// The job that [`Self::next`] returned has ended, record and interrupt included.
+    pub fn finished(&self) {
+        self.state.lock().worker = WorkerState::Idle;
+    }
+
+    /// What is to become of a job now. May be worse a moment later, except for one who holds the gate:
+    /// after [`Self::drain`] nobody who passed the gate before holds it.
+    #[must_use]
+    pub fn fate(&self, job: &Job) -> Fate {
+        if job.epoch < self.drop_below.load(Ordering::Acquire) {
+            Fate::Drop
+        } else if job.epoch < self.abort_below.load(Ordering::Acquire) {
+            Fate::Abort
+        } else {
+            Fate::Go
+        }
+    }
+
+    /// Enters the gate. What may be done inside is to be looked up after entering.
+    pub fn enter(&self) -> Gate<'_> {
+        self.gate.lock()
+    }
+
+    /// Waits until who is inside the gate has left it: at most for one session or one page request call.
+    pub fn drain(&self) {
+        drop(self.gate.lock());
+    }
+
+    /// Whether it takes descriptors.
+    #[must_use]
+    pub fn enabled(&self) -> bool {
+        self.state.lock().enabled
+    }
+
+    /// ENABLE 0 to 1; no effect if it is enabled.
+    pub fn enable(&self) {
+        self.state.lock().enabled = true;
+    }
+
+    /// ENABLE 1 to 0: jobs end as aborted. The caller wakes who waits for a page response.
+    pub fn disable(&self) {
+        let mut state = self.state.lock();
+        if state.enabled {
+            state.enabled = false;
+            self.end_epoch(&mut state, &[&self.abort_below]);
+        }
+    }
+
+    /// Function reset: everything as at power-on, jobs end without a trace. The caller wakes who waits for a
+    /// page response, then drains.
+    pub fn reset(&self) {
+        let mut state = self.state.lock();
+        state.ring.clear();
+        state.enabled = false;
+        (state.pasid, state.irq) = (0, 0);
+        self.end_epoch(&mut state, &[&self.abort_below, &self.drop_below]);
+        for counter in [&self.counters.completed, &self.counters.faulted, &self.counters.page_requests] {
+            counter.set(0);
+        }
+        self.counters.record_lost.set(0);
+        self.dropped.store(0, Ordering::Relaxed);
+    }
+
+    /// Tells the worker to end. The caller wakes who waits for a page response.
+    pub fn exit(&self) {
+        let mut state = self.state.lock();
+        state.enabled = false;
+        state.exiting = true;
+        state.ring.clear();
+        self.end_epoch(&mut state, &[&self.abort_below, &self.drop_below]);
+        self.work.notify_all();
+    }
+
+    fn end_epoch(&self, state: &mut State, limits: &[&AtomicU64]) {
+        state.epoch += 1;
+        for limit in limits {
+            limit.store(state.epoch, Ordering::Release);
+        }
+    }
+
+    /// STATUS.
+    #[must_use]
+    pub fn status(&self) -> QueueStatus {
+        let state = self.state.lock();
+        QueueStatus::DEFAULT
+            .with_enabled(state.enabled)
+            .with_active(state.active())
+            .with_waiting(self.waiting.load(Ordering::Relaxed))
+    }
+
+    /// Descriptors in it, the one at work included.
+    #[must_use]
+    pub fn occupancy(&self) -> u32 {
+        // Lossless: at most 1024.
+        u32::try_from(self.state.lock().occupancy()).unwrap_or(u32::MAX)
+    }
+
+    /// Descriptors that can be submitted.
+    #[must_use]
+    pub fn free(&self) -> u32 {
+        let state = self.state.lock();
+        let free = if state.enabled { self.depth.saturating_sub(state.occupancy()) } else { 0 };
+        u32::try_from(free).unwrap_or(u32::MAX)
+    }
+
+    /// Submissions dropped.
+    #[must_use]
+    pub fn dropped(&self) -> u32 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// PASID register.
+    #[must_use]
+    pub fn pasid(&self) -> u32 {
+        self.state.lock().pasid
+    }
+
+    /// Writes the PASID register; ignored while enabled.
+    pub fn set_pasid(&self, value: u32) {
+        let mut state = self.state.lock();
+        if !state.enabled {
+            state.pasid = value & PasidRegister::WRITABLE;
+        }
+    }
+
+    /// IRQ register.
+    #[must_use]
+    pub fn irq(&self) -> u32 {
+        self.state.lock().irq
+    }
+
+    /// Writes the IRQ register.
+    pub fn set_irq(&self, value: u32) {
+        self.state.lock().irq = value & IrqRegister::WRITABLE;
+    }
+}

@@ -1,0 +1,153 @@
+//! Counters and the timeline of the global page (section 2.1).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+
+/// A counter that wraps. Its order with other memory means nothing.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds one.
+    pub fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Replaces the value.
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
+    }
+}
+
+/// The counters, in the order of their registers.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Descriptors that ended.
+    pub completed: Counter,
+    /// Translation requests.
+    pub translation_requests: Counter,
+    /// Page requests.
+    pub page_requests: Counter,
+    /// Responses "success".
+    pub responses_success: Counter,
+    /// Responses "invalid request".
+    pub responses_invalid: Counter,
+    /// Responses "response failure".
+    pub responses_failure: Counter,
+    /// Device-TLB invalidations.
+    pub invalidations: Counter,
+    /// Untranslated requests looked up by the IOMMU.
+    pub untranslated_requests: Counter,
+    /// Submissions dropped.
+    pub dropped: Counter,
+    /// Completion records lost.
+    pub records_lost: Counter,
+}
+
+impl Counters {
+    fn list(&self) -> [&Counter; 10] {
+        [
+            &self.completed,
+            &self.translation_requests,
+            &self.page_requests,
+            &self.responses_success,
+            &self.responses_invalid,
+            &self.responses_failure,
+            &self.invalidations,
+            &self.untranslated_requests,
+            &self.dropped,
+            &self.records_lost,
+        ]
+    }
+
+    /// The counter with this index, 0 for one that does not exist.
+    #[must_use]
+    pub fn at(&self, index: usize) -> u64 {
+        self.list().get(index).map_or(0, |counter| counter.get())
+    }
+
+    /// All to 0.
+    pub fn clear(&self) {
+        for counter in self.list() {
+            counter.set(0);
+        }
+    }
+}
+
+/// The device's monotonic clock, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self(Instant::now())
+    }
+}
+
+impl Clock {
+    /// Nanoseconds since the clock was made. Never 0, which means "not yet".
+    #[must_use]
+    pub fn now(&self) -> u64 {
+        u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1)
+    }
+}
+
+/// When the parts of one page request happened; 0: not (yet).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Times {
+    /// A translation request came back empty.
+    pub miss: u64,
+    /// The page request was handed to the IOMMU.
+    pub sent: u64,
+    /// It was visible to the guest.
+    pub queued: u64,
+    /// The response arrived.
+    pub response: u64,
+    /// The translation request after it succeeded.
+    pub retry: u64,
+}
+
+/// The most recent page request that ended with a successful retry.
+#[derive(Debug, Default)]
+pub struct Timeline(Mutex<Entry>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    times: Times,
+    address: u64,
+    queue: u32,
+    sequence: u32,
+}
+
+impl Timeline {
+    /// Replaces what is shown.
+    pub fn publish(&self, mut times: Times, address: u64, queue: u8) {
+        // The answer may arrive before the call that makes the request returns.
+        times.queued = times.queued.min(times.response);
+        let mut entry = self.0.lock();
+        let sequence = entry.sequence.wrapping_add(1);
+        *entry = Entry { times, address, queue: u32::from(queue), sequence };
+    }
+
+    /// Register `index` after the clock, 1 to 7; 0 for others.
+    #[must_use]
+    pub fn at(&self, index: usize) -> u64 {
+        let Entry { times, address, queue, sequence } = *self.0.lock();
+        let Times { miss, sent, queued, response, retry } = times;
+        let last = u64::from(sequence) << 32 | u64::from(queue);
+        [0, miss, sent, queued, response, retry, address, last].get(index).copied().unwrap_or(0)
+    }
+
+    /// Back to "none".
+    pub fn clear(&self) {
+        *self.0.lock() = Entry::default();
+    }
+}

@@ -1,0 +1,308 @@
+//! Chapter 6: invalidation descriptors, decoded once into values. Pure and total.
+//!
+//! The ring they come from is [`crate::queue`]; what they do is in [`crate::unit`].
+
+use arbitrary_int::traits::Integer;
+use iommu_core::{
+    DeviceTlbInvalidation, Gpa, GroupIndex, Invalidation, IovaRange, PageResponse, Pasid, ResponseCode,
+    Scope, SourceId, VendorData,
+};
+
+use crate::capability::Capability;
+use crate::spec::invalidation::{
+    ContextCache, DescriptorType, DeviceTlb, DeviceTlbAddress, Header, Iotlb, IotlbAddress,
+    PageGroupResponse, PageGroupResponseIndex, PasidCache, PasidDeviceTlb, PasidDeviceTlbAddress, PasidIotlb,
+    Wait, WaitAddress,
+};
+use crate::spec::registers::TranslationTableMode;
+
+/// Why the queue stopped: the codes of IQERCD.IQEI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum QueueError {
+    /// The tail lies outside the queue.
+    TailOutOfRange = 1,
+    /// The descriptor could not be read.
+    Fetch = 2,
+    /// No such type here.
+    Type = 3,
+    /// A reserved field is not 0, or a field has a reserved value.
+    Reserved = 4,
+    /// The descriptor width does not fit the translation table mode.
+    Width = 5,
+    /// The tail is not a multiple of the descriptor width.
+    TailMisaligned = 6,
+    /// The translation table mode is reserved.
+    Mode = 7,
+}
+
+/// A wait descriptor. Descriptors are processed one after the other, so its fence flag has nothing to add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitAction {
+    /// Where to write which status.
+    pub status: Option<(Gpa, u32)>,
+    /// Signal completion in ICS.
+    pub interrupt: bool,
+}
+
+/// What a context-cache or PASID-cache invalidation is about. This model caches no such entries: it is what a
+/// host behind the unit wants to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableScope {
+    /// Every entry.
+    All,
+    /// Functions whose source-id, with the bits of `mask` ignored, is `source`.
+    Source {
+        /// Source-id.
+        source: SourceId,
+        /// Bits not compared.
+        mask: u16,
+    },
+    /// PASID entries of a domain.
+    Domain(iommu_core::DomainId),
+    /// The entry of a PASID in a domain.
+    Pasid {
+        /// Domain.
+        domain: iommu_core::DomainId,
+        /// PASID.
+        pasid: Pasid,
+    },
+}
+
+/// A descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Descriptor {
+    /// Entries of root, context or PASID tables changed.
+    Tables(TableScope),
+    /// Translations changed.
+    Translations(Invalidation),
+    /// What a function caches is to go.
+    DeviceTlb(DeviceTlbInvalidation),
+    /// The answer to a page request group.
+    Response(PageResponse),
+    /// Tell the guest that all before is done.
+    Wait(WaitAction),
+}
+
+/// How the queue is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueMode {
+    /// Descriptors of 256 bits.
+    pub wide: bool,
+    /// The translation table mode in force.
+    pub tables: TranslationTableMode,
+}
+
+/// Bits hi:lo, inclusive.
+const fn bits(high: u32, low: u32) -> u64 {
+    (u64::MAX >> (63 - high)) & (u64::MAX << low)
+}
+
+const TYPE: u64 = bits(3, 0);
+const PFSID: u64 = bits(63, 52) | bits(15, 12);
+
+/// The defined bits of a type's quadwords 0 and 1. All others must be 0.
+const fn defined(kind: DescriptorType) -> [u64; 2] {
+    match kind {
+        DescriptorType::ContextCache => [TYPE | bits(5, 4) | bits(49, 16), 0],
+        DescriptorType::Iotlb => [TYPE | bits(7, 4) | bits(31, 16), bits(63, 12) | bits(6, 0)],
+        DescriptorType::DeviceTlb => [TYPE | PFSID | bits(20, 16) | bits(47, 32), bits(63, 12) | bits(0, 0)],
+        DescriptorType::InterruptEntryCache => [TYPE | bits(4, 4) | bits(47, 27), 0],
+        DescriptorType::Wait => [TYPE | bits(7, 4) | bits(63, 32), bits(63, 2)],
+        DescriptorType::PasidIotlb => [TYPE | bits(5, 4) | bits(51, 16), bits(63, 12) | bits(6, 0)],
+        DescriptorType::PasidCache => [TYPE | bits(5, 4) | bits(51, 16), 0],
+        DescriptorType::PasidDeviceTlb => {
+            [TYPE | PFSID | bits(8, 4) | bits(51, 16), bits(63, 11) | bits(0, 0)]
+        }
+        DescriptorType::PageGroupResponse => [TYPE | bits(4, 4) | bits(15, 12) | bits(51, 16), bits(11, 2)],
+        DescriptorType::HptCache => [TYPE | bits(5, 4) | bits(31, 16), bits(63, 12) | bits(7, 0)],
+    }
+}
+
+/// Decodes a descriptor; of a 128-bit one, words 2 and 3 are 0. **Pure.**
+///
+/// # Errors
+/// The error that stops the queue.
+pub fn decode(words: &[u64; 4], mode: QueueMode, capability: &Capability) -> Result<Descriptor, QueueError> {
+    let kind = kind(words[0], mode, capability)?;
+    let [low, high] = defined(kind);
+    if words[0] & !low != 0 || words[1] & !high != 0 || words[2] != 0 || words[3] != 0 {
+        return Err(QueueError::Reserved);
+    }
+    let [low, high, ..] = *words;
+    match kind {
+        DescriptorType::ContextCache => context_cache(ContextCache::new_with_raw_value(low)),
+        DescriptorType::Iotlb => iotlb(Iotlb::new_with_raw_value(low), high, capability),
+        DescriptorType::DeviceTlb => device_tlb(DeviceTlb::new_with_raw_value(low), high, capability),
+        DescriptorType::Wait => wait(Wait::new_with_raw_value(low), high, capability),
+        DescriptorType::PasidIotlb => pasid_iotlb(PasidIotlb::new_with_raw_value(low), high, capability),
+        DescriptorType::PasidCache => pasid_cache(PasidCache::new_with_raw_value(low), capability),
+        DescriptorType::PasidDeviceTlb => {
+            pasid_device_tlb(PasidDeviceTlb::new_with_raw_value(low), high, capability)
+        }
+        DescriptorType::PageGroupResponse => {
+            Ok(Descriptor::Response(response(PageGroupResponse::new_with_raw_value(low), high)))
+        }
+        DescriptorType::InterruptEntryCache | DescriptorType::HptCache => Err(QueueError::Type),
+    }
+}
+
+/// The type, if it may stand in a queue of this mode under this profile.
+fn kind(low: u64, mode: QueueMode, capability: &Capability) -> Result<DescriptorType, QueueError> {
+    let legacy = match mode.tables {
+        TranslationTableMode::Reserved => return Err(QueueError::Mode),
+        TranslationTableMode::Legacy => true,
+        TranslationTableMode::Scalable | TranslationTableMode::AbortDma if mode.wide => false,
+        TranslationTableMode::Scalable | TranslationTableMode::AbortDma => return Err(QueueError::Width),
+    };
+    let ecap = capability.ecap();
+    if mode.wide && !ecap.smts() && !ecap.adms() {
+        return Err(QueueError::Width);
+    }
+    let header = Header::new_with_raw_value(low);
+    let (Ok(kind), 0) = (header.kind(), header.type_high().value()) else { return Err(QueueError::Type) };
+    let offered = match kind {
+        DescriptorType::ContextCache | DescriptorType::Iotlb | DescriptorType::Wait => true,
+        DescriptorType::DeviceTlb => ecap.dt(),
+        DescriptorType::InterruptEntryCache => ecap.ir(),
+        DescriptorType::PasidIotlb | DescriptorType::PasidCache => !legacy,
+        DescriptorType::PasidDeviceTlb => !legacy && ecap.dt(),
+        DescriptorType::PageGroupResponse => !legacy && ecap.prs(),
+        DescriptorType::HptCache => false,
+    };
+    if offered { Ok(kind) } else { Err(QueueError::Type) }
+}
+
+fn context_cache(raw: ContextCache) -> Result<Descriptor, QueueError> {
+    // In scalable mode domain-selective means global; in legacy mode global is more than was asked for.
+    let scope = match raw.g().value() {
+        1 | 2 => TableScope::All,
+        3 => {
+            let mask = [0b000, 0b100, 0b110, 0b111][usize::from(raw.fm().value())];
+            TableScope::Source { source: SourceId(raw.sid() & !mask), mask }
+        }
+        _ => return Err(QueueError::Reserved),
+    };
+    Ok(Descriptor::Tables(scope))
+}
+
+fn pasid_cache(raw: PasidCache, capability: &Capability) -> Result<Descriptor, QueueError> {
+    let domain = capability.domain_id(raw.did());
+    let scope = match raw.g().value() {
+        0 => TableScope::Domain(domain),
+        1 => TableScope::Pasid { domain, pasid: pasid_of(raw.pasid()) },
+        3 => TableScope::All,
+        _ => return Err(QueueError::Reserved),
+    };
+    Ok(Descriptor::Tables(scope))
+}
+
+fn iotlb(raw: Iotlb, high: u64, capability: &Capability) -> Result<Descriptor, QueueError> {
+    let pages = IotlbAddress::new_with_raw_value(high);
+    let domain = capability.domain_id(raw.did());
+    let scope = match raw.g().value() {
+        1 => Scope::All,
+        2 => Scope::Domain(domain),
+        3 if capability.cap().psi() && pages.am() <= capability.cap().mamv() => {
+            let address = pages.addr().value() << 12;
+            let address = address & (u64::MAX >> (64 - capability.guest_address_width()));
+            Scope::DomainRange { domain, range: IovaRange::aligned(address, 12 + pages.am().as_u32()) }
+        }
+        _ => return Err(QueueError::Reserved),
+    };
+    Ok(translations(scope, pages))
+}
+
+/// The address is as the device used it, so it may be of the upper half, and no MAMV bounds the mask.
+fn pasid_iotlb(raw: PasidIotlb, high: u64, capability: &Capability) -> Result<Descriptor, QueueError> {
+    let pages = IotlbAddress::new_with_raw_value(high);
+    let domain = capability.domain_id(raw.did());
+    let pasid = pasid_of(raw.pasid());
+    let scope = match raw.g().value() {
+        2 => Scope::Pasid { domain, pasid },
+        3 => {
+            let range = IovaRange::aligned(pages.addr().value() << 12, 12 + pages.am().as_u32());
+            Scope::PasidRange { domain, pasid, range }
+        }
+        _ => return Err(QueueError::Reserved),
+    };
+    Ok(translations(scope, pages))
+}
+
+fn translations(scope: Scope, pages: IotlbAddress) -> Descriptor {
+    let ranged = matches!(scope, Scope::DomainRange { .. } | Scope::PasidRange { .. });
+    Descriptor::Translations(Invalidation {
+        scope,
+        leaf_only: ranged && pages.ih(),
+        vendor: VendorData::NONE,
+    })
+}
+
+fn device_tlb(raw: DeviceTlb, high: u64, capability: &Capability) -> Result<Descriptor, QueueError> {
+    check_pfsid(raw.raw_value(), capability)?;
+    let pages = DeviceTlbAddress::new_with_raw_value(high);
+    Ok(Descriptor::DeviceTlb(DeviceTlbInvalidation {
+        source: SourceId(raw.sid()),
+        pasid: None,
+        all_pasids: false,
+        range: ats_range(pages.addr().value(), pages.s()),
+    }))
+}
+
+fn pasid_device_tlb(
+    raw: PasidDeviceTlb,
+    high: u64,
+    capability: &Capability,
+) -> Result<Descriptor, QueueError> {
+    check_pfsid(raw.raw_value(), capability)?;
+    let pages = PasidDeviceTlbAddress::new_with_raw_value(high);
+    Ok(Descriptor::DeviceTlb(DeviceTlbInvalidation {
+        source: SourceId(raw.sid()),
+        pasid: Some(pasid_of(raw.pasid())),
+        all_pasids: pages.gi(),
+        range: ats_range(pages.addr().value(), pages.s()),
+    }))
+}
+
+/// PFSID is reserved without ECAP.DIT.
+fn check_pfsid(low: u64, capability: &Capability) -> Result<(), QueueError> {
+    if capability.ecap().dit() || low & PFSID == 0 { Ok(()) } else { Err(QueueError::Reserved) }
+}
+
+/// The size encoding of PCI Express ATS: with `sized`, the lowest 0 bit of the page number tells the size.
+fn ats_range(page: u64, sized: bool) -> IovaRange {
+    let bits = if sized { 13 + page.trailing_ones() } else { 12 };
+    IovaRange::aligned(page << 12, bits)
+}
+
+fn wait(raw: Wait, high: u64, capability: &Capability) -> Result<Descriptor, QueueError> {
+    if raw.pd() && !capability.ecap().pds() {
+        return Err(QueueError::Reserved);
+    }
+    let address = WaitAddress::new_with_raw_value(high).addr().value() << 2;
+    let status = raw.sw().then_some((Gpa(address & capability.host_address_mask()), raw.data()));
+    Ok(Descriptor::Wait(WaitAction { status, interrupt: raw.if_() }))
+}
+
+/// Codes 2 to 14 are reserved and mean failure to a function. Linux uses 2 for it.
+fn response(raw: PageGroupResponse, high: u64) -> PageResponse {
+    let index = PageGroupResponseIndex::new_with_raw_value(high);
+    PageResponse {
+        source: SourceId(raw.rid()),
+        pasid: raw.pp().then(|| pasid_of(raw.pasid())),
+        group: GroupIndex::truncate(index.prgi().value()),
+        code: match raw.rc().value() {
+            0 => ResponseCode::Success,
+            1 => ResponseCode::Invalid,
+            _ => ResponseCode::Failure,
+        },
+        vendor: VendorData::NONE,
+    }
+}
+
+fn pasid_of(raw: arbitrary_int::u20) -> Pasid {
+    Pasid::truncate(raw.value())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,92 @@
+//! Chapter 6: the invalidation queue as a ring in guest memory.
+//!
+//! [`fetch`] takes one descriptor out; who calls it, how often, and what then happens is [`crate::unit`]'s.
+
+use arbitrary_int::traits::Integer;
+use iommu_core::{Gpa, Msi};
+
+use crate::capability::Capability;
+use crate::fault;
+use crate::invalidation::{Descriptor, QueueError, QueueMode, decode};
+use crate::memory::TableMemory;
+use crate::regs::{FSTS, IQERCD, IQH, IQT, RegisterFile};
+use crate::spec::registers::{
+    FaultStatus, QueueAddress, QueueErrorRecord, QueueOffset, TranslationTableMode,
+};
+
+/// A ring, as latched when the queue was enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ring {
+    base: Gpa,
+    /// Bytes of the ring; at most 2^7 pages.
+    len_bytes: u64,
+    wide: bool,
+}
+
+impl Ring {
+    /// The ring that IQA describes.
+    #[must_use]
+    pub fn latch(address: QueueAddress) -> Self {
+        Self {
+            base: Gpa(address.iqa().value() << 12),
+            len_bytes: 4096 << address.qs().as_u32(),
+            wide: address.dw(),
+        }
+    }
+
+    fn descriptor_bytes(&self) -> u64 {
+        if self.wide { 32 } else { 16 }
+    }
+
+    /// Number of descriptors: a bound for what one tail write can make the unit do.
+    #[must_use]
+    pub fn entries(&self) -> u64 {
+        self.len_bytes / self.descriptor_bytes()
+    }
+
+    fn read(&self, head: u64, memory: &impl TableMemory) -> Option<[u64; 4]> {
+        let gpa = Gpa(self.base.0.checked_add(head)?);
+        if self.wide {
+            return memory.load_words::<4>(gpa);
+        }
+        memory.load_words::<2>(gpa).map(|[low, high]| [low, high, 0, 0])
+    }
+}
+
+/// The next descriptor, with the head moved past it; `None` if the queue is empty or has stopped.
+///
+/// # Errors
+/// The queue is to [`stop`]; the head stays at the offending descriptor.
+pub fn fetch(
+    file: &mut RegisterFile,
+    ring: &Ring,
+    tables: TranslationTableMode,
+    memory: &impl TableMemory,
+    capability: &Capability,
+) -> Result<Option<Descriptor>, QueueError> {
+    let status = file.get(FSTS);
+    let head = u64::from(file.get(IQH).index().value()) * 16;
+    let tail = u64::from(file.get(IQT).index().value()) * 16;
+    if status.iqe() || status.ite() || head == tail {
+        return Ok(None);
+    }
+    if tail >= ring.len_bytes {
+        return Err(QueueError::TailOutOfRange);
+    }
+    if !tail.is_multiple_of(ring.descriptor_bytes()) {
+        return Err(QueueError::TailMisaligned);
+    }
+    let words = ring.read(head, memory).ok_or(QueueError::Fetch)?;
+    let descriptor = decode(&words, QueueMode { wide: ring.wide, tables }, capability)?;
+    let next = (head + ring.descriptor_bytes()) % ring.len_bytes;
+    file.set(IQH, QueueOffset::new_with_raw_value(next));
+    Ok(Some(descriptor))
+}
+
+/// Stops the queue until software clears FSTS.IQE. Yields the fault event's message, if one is due.
+#[must_use]
+pub fn stop(file: &mut RegisterFile, error: QueueError) -> Option<Msi> {
+    log::debug!("invalidation queue stopped at {:#x}: {error:?}", file.get(IQH).raw_value());
+    file.set(IQERCD, QueueErrorRecord::DEFAULT.with_iqei(arbitrary_int::u4::new(error as u8)));
+    fault::signal(file, FaultStatus::DEFAULT.with_iqe(true))
+}
