@@ -1,8 +1,50 @@
-//! Intel VT-d model.
+//! The Intel VT-d model: a remapping hardware unit as a guest's driver sees it, in scalable mode.
+//!
+//! # Architecture
+//!
+//! A [`Unit`] owns registers and queues, reads its tables from guest memory, and is an
+//! [`iommu_core::Translator`] for the functions behind it. It knows no hypervisor, no bus, no file and no thread:
+//! a VMM hands it guest memory and an interrupt sink, forwards accesses to its register page, and attaches
+//! endpoints. Decoding and walking are pure functions of their arguments and of guest memory; effects are the
+//! unit's. No table entry and no PASID is cached here: translations are cached by the ports
+//! ([`iommu_core::Port`]), which the unit visits when it invalidates.
+//!
+//! # Chapters of the manual
+//!
+//! Revision 5.10 of the architecture specification.
+//!
+//! | chapter | module |
+//! | --- | --- |
+//! | 3 DMA remapping: tables and walk | [`tables`], [`translate`], `walk`, with the limits in [`rules`] |
+//! | 4 device-TLBs | [`ats`], [`translate`] |
+//! | 6 caching and invalidation | [`invalidation`] (descriptors), [`queue`] (the ring) |
+//! | 7 faults and page requests | [`mod@fault`] (the log), [`page_request`] (the queue) |
+//! | 8 ACPI | [`dmar`] |
+//! | 9 translation structures | [`spec`] |
+//! | 11 registers | [`capability`], [`regs`], [`event`], [`spec::registers`] |
+//! | all of it put together | [`unit`] |
+//!
+//! # Contracts
+//!
+//! - A guest's mistake is a value of the model: a status bit, a fault record, a response code. Nothing a guest
+//!   writes makes a Rust error, a panic, or work without bound.
+//! - A register write returns when all that it sets off is done: status bits, descriptors, wait statuses.
+//! - When an invalidation is done, no session of any port uses what it dropped.
+//! - Lock order: [`unit`].
+//!
+//! # What it doesn't implement
+//!
+//! Root tables in legacy mode, second-stage and nested translation, interrupt remapping and posting: none is
+//! offered in the capability registers, and tables that ask for them block the request with the manual's fault.
+//! Neither are snapshots, hosts behind the unit ([`iommu_core::HostIommu`]), performance monitoring, enhanced
+//! and virtual commands, MTRRs, protected memory regions, abort-DMA mode, host permission tables and PASIDs in
+//! translated requests. Completion errors and time-outs of device-TLBs (ICE, ITE) are never raised: endpoints
+//! complete.
 #![forbid(unsafe_code)]
 
 pub mod ats;
 pub mod capability;
+pub mod dmar;
 pub mod event;
 pub mod fault;
 pub mod invalidation;
@@ -20,4 +62,6 @@ pub mod unit;
 mod walk;
 
 pub use capability::{Capability, CapabilityError, Profile};
+pub use dmar::{Dmar, IoApicScope};
+pub use memory::TableMemory;
 pub use unit::{Unit, UnitConfig};

@@ -1,2 +1,76 @@
-//! svmm.
-fn main() {}
+//! `svmm`: a virtual machine monitor in which shared virtual memory works.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | [`cli`], [`config`] | what the user wants, checked |
+//! | [`machine`] | where everything is put together, and nothing else |
+//! | [`layout`], [`memory`] | the guest's address space and RAM |
+//! | [`kvm`] | virtual machine, CPUs, interrupts |
+//! | [`boot`], [`acpi`] | how a kernel is started and what it is told |
+//! | [`event_loop`], [`terminal`], [`outcome`] | the run: console, signals, end |
+//! | [`doctor`] | what the host can do |
+
+mod acpi;
+mod boot;
+mod cli;
+mod config;
+mod doctor;
+mod event_loop;
+mod kvm;
+mod layout;
+mod machine;
+mod memory;
+mod outcome;
+mod start_report;
+mod terminal;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+use crate::config::{Complaint, Config};
+use crate::outcome::Outcome;
+
+fn main() -> ExitCode {
+    let start = Instant::now();
+    terminal::install_panic_hook();
+    let cli = cli::Cli::parse();
+    if let Err(complaint) = start_log(&cli.log) {
+        return complain(&complaint);
+    }
+    match cli.command {
+        cli::Command::Doctor(arguments) => ExitCode::from(u8::from(!doctor::run(arguments.probe))),
+        cli::Command::Run(arguments) => match run(*arguments, start) {
+            Ok(outcome) => {
+                if matches!(outcome, Outcome::HostFailure(_)) {
+                    eprintln!("svmm: guest: {outcome}; see `svmm doctor`");
+                }
+                log::info!("{outcome}");
+                ExitCode::from(&outcome)
+            }
+            Err(complaint) => complain(&complaint),
+        },
+    }
+}
+
+fn run(arguments: cli::RunArgs, start: Instant) -> Result<Outcome, Complaint> {
+    let config = Config::try_from(arguments)?;
+    event_loop::catch_signals()
+        .map_err(|error| Complaint::new("host", config::reasons(&error), "raise its limits"))?;
+    machine::Machine::build(config)?.run(start)
+}
+
+fn start_log(level: &str) -> Result<(), Complaint> {
+    let filter = env_filter::Builder::new().try_parse(level).map(|_| ());
+    filter.map_err(|error| {
+        Complaint::new(format_args!("--log {level}"), error, "give off, error, warn, info, debug or trace")
+    })?;
+    env_logger::Builder::new().parse_filters(level).init();
+    Ok(())
+}
+
+fn complain(complaint: &Complaint) -> ExitCode {
+    eprintln!("svmm: {complaint}");
+    ExitCode::from(outcome::USAGE)
+}

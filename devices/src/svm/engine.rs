@@ -165,7 +165,7 @@ impl Engine {
     ) -> Result<(), Access> {
         let count = self.share(destination, SESSION_LIMIT_BYTES);
         // Room for any phase: `window[phase..]` starts with the byte that is due.
-        let mut window = [[0; 8]; WINDOW / 8 + 1];
+        let mut window = [[0_u8; 8]; WINDOW / 8 + 1];
         window.fill(pattern);
         let window = window.as_flattened();
         for slice in slices(session, destination.at(self.done), count, Access::Write)? {
@@ -187,7 +187,7 @@ impl Engine {
         source: Span,
     ) -> Result<(), Access> {
         let count = self.share(source, SESSION_LIMIT_BYTES);
-        let mut window = [0; WINDOW];
+        let mut window = [0_u8; WINDOW];
         for slice in slices(session, source.at(self.done), count, Access::Read)? {
             let slice = slice.map_err(|_| Access::Read)?;
             let mut crc = u32::try_from(self.value).unwrap_or_default();
@@ -246,7 +246,7 @@ fn read_u64<M: GuestMemoryBackend>(session: &Session<'_, M>, address: u64) -> Re
     if address.checked_add(7).is_none() {
         return Err(Access::Read);
     }
-    let mut bytes = [0; 8];
+    let mut bytes = [0_u8; 8];
     let mut filled = 0;
     for slice in slices(session, address, bytes.len(), Access::Read)? {
         filled += slice.map_err(|_| Access::Read)?.copy_to(&mut bytes[filled..]);
@@ -256,7 +256,7 @@ fn read_u64<M: GuestMemoryBackend>(session: &Session<'_, M>, address: u64) -> Re
 
 /// Number of equal bytes at the start of two slices of the same length.
 fn equal_bytes<B: BitmapSlice>(left: &VolatileSlice<'_, B>, right: &VolatileSlice<'_, B>) -> usize {
-    let (mut a, mut b) = ([0; WINDOW], [0; WINDOW]);
+    let (mut a, mut b) = ([0_u8; WINDOW], [0_u8; WINDOW]);
     let mut equal = 0;
     while let (Ok(left), Ok(right)) = (left.offset(equal), right.offset(equal)) {
         let length = left.copy_to(&mut a).min(right.copy_to(&mut b));
@@ -318,7 +318,3 @@ fn take<'a, B>(
         None => more.next().transpose().map_err(|_| access),
     }
 }
-
-#[cfg(test)]
-#[path = "engine_tests.rs"]
-mod tests;

@@ -43,3 +43,6 @@ pub mod worker;
 
 pub use device::SvmConfig;
 pub use function::{SvmError, SvmFunction};
+
+#[cfg(test)]
+mod tests;

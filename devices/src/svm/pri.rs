@@ -211,8 +211,10 @@ impl PageRequests {
         times: &mut Times,
     ) -> Answer {
         loop {
-            // Forgotten by a reset.
-            let Some(at) = state.position(serial) else { return Answer::Unavailable };
+            let Some(at) = state.position(serial) else {
+                // Forgotten by a reset, of PRI alone or of the function.
+                return if cancelled() { Answer::Cancelled } else { Answer::Unavailable };
+            };
             if let Some(code) = state.groups[at].answer {
                 times.response = state.groups[at].answered;
                 state.groups.swap_remove(at);

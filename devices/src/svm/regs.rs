@@ -194,7 +194,3 @@ impl Word {
         None
     }
 }
-
-#[cfg(test)]
-#[path = "regs_tests.rs"]
-mod tests;

@@ -238,6 +238,9 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
 
     /// Shows how a descriptor ended: counters first, then the record, then the interrupt.
     fn complete(&mut self, task: &mut Task<'_>, mut record: Record, end: End) {
+        if self.queue().fate(task.job) == Fate::Drop {
+            return;
+        }
         record.status = match end {
             End::Success => Status::Success,
             End::Fault { .. } => Status::Fault,
@@ -256,6 +259,7 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         self.queue().completing();
         if let Some(address) = task.header.record
             && !self.write_record(task, address, record)
+            && self.queue().fate(task.job) != Fate::Drop
         {
             self.device.counters.records_lost.count();
             self.queue().counters.record_lost.set(address.0);

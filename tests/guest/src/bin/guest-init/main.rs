@@ -36,7 +36,7 @@ use action::Action;
 use sys::Ending;
 
 /// I/O port that carries a guest's status, 32 bits, to svmm.
-const EXIT_PORT: u16 = 0x501;
+const EXIT_PORT: u16 = 0xf4;
 /// Exit status of a program that could not be started, as in a shell.
 const NOT_STARTED: u32 = 127;
 /// Status for a command line that this program does not understand.
@@ -60,6 +60,7 @@ fn main() {
         actions.push(default_action());
     }
     let status = perform(&actions);
+    sys::drain_console();
     if let Some(status) = status
         && let Err(error) = sys::write_port(EXIT_PORT, status)
     {

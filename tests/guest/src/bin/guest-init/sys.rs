@@ -64,6 +64,12 @@ pub(crate) fn kernel_log() -> io::Result<Vec<u8>> {
     Ok(log)
 }
 
+/// Waits until the console has sent what was printed: the exit port ends the machine at once.
+pub(crate) fn drain_console() {
+    // SAFETY: takes no pointer.
+    unsafe { libc::tcdrain(io::stdout().as_raw_fd()) };
+}
+
 /// Only messages more urgent than `level` reach the console.
 pub(crate) fn console_level(level: i32) {
     const CONSOLE_LEVEL: libc::c_int = 8;

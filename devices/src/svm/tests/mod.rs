@@ -1,0 +1,10 @@
+//! Tests of the endpoint, from the operations up to the whole function as a driver sees it.
+
+mod disable;
+mod engine;
+mod operations;
+mod page_requests;
+mod random;
+mod registers;
+mod rig;
+mod translation;

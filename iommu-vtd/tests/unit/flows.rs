@@ -1,0 +1,180 @@
+//! Shared virtual memory from bind to unbind, through ports: DMA, device-TLB, page requests, drain.
+
+use std::sync::Arc;
+
+use iommu_core::{
+    Access, Completion, DeviceTlbInvalidation, DmaFault, Endpoint, GroupIndex, Iova, PageRequest,
+    PageRequestOutcome, PageResponse, Pasid, PortSet, Request, ResponseCode, Translator, VendorData,
+};
+use iommu_vtd::Unit;
+use iommu_vtd::testkit::{PageSize, flags};
+use parking_lot::Mutex;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::driver::{
+    Driver, ENDPOINT, FAULT_EVENT, FSTS, Machine, Memory, PAGE_EVENT, PAGE_QUEUE, PQH, PQT, PRS, desc,
+};
+
+const PASID: Option<Pasid> = Pasid::new(1);
+/// The domain id that Linux gives to every process.
+const PROCESS: u16 = 1;
+const VIRTUAL: u64 = 0x7f12_3456_7000;
+const FRAME: u64 = 0x80_0000;
+
+/// An endpoint with a device-TLB. To show that the unit holds no lock it asks for a page whenever it is told to
+/// invalidate or gets an answer.
+struct AtsEndpoint {
+    unit: Arc<Unit<Memory>>,
+    device_tlb: PortSet,
+    responses: Mutex<Vec<PageResponse>>,
+    /// Made from within [`Endpoint::invalidate_device_tlb`].
+    late: Mutex<Option<PageRequest>>,
+}
+
+impl AtsEndpoint {
+    fn attached(machine: &Machine) -> Arc<Self> {
+        let endpoint = Arc::new(Self {
+            unit: machine.unit.clone(),
+            device_tlb: PortSet::default(),
+            responses: Mutex::default(),
+            late: Mutex::default(),
+        });
+        machine.attach(&endpoint);
+        endpoint
+    }
+}
+
+impl Endpoint for AtsEndpoint {
+    fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) {
+        self.device_tlb.invalidate_device_tlb(invalidation);
+        if let Some(request) = self.late.lock().take() {
+            self.unit.page_request(&request);
+        }
+    }
+
+    fn page_group_response(&self, response: &PageResponse) {
+        let request = Request::translation(ENDPOINT, response.pasid, Iova(VIRTUAL), false);
+        assert!(self.unit.translate(&request).is_ok());
+        self.responses.lock().push(*response);
+    }
+}
+
+pub(crate) fn page_request(address: u64, group: u16) -> PageRequest {
+    PageRequest {
+        source: ENDPOINT,
+        pasid: PASID,
+        address: Iova(address),
+        read: true,
+        write: true,
+        execute: false,
+        privileged: false,
+        last: true,
+        group: GroupIndex::truncate(group),
+        vendor: VendorData::NONE,
+    }
+}
+
+/// Bind, a fault served by a page request, unmap, and the next fault.
+#[test]
+fn a_device_shares_a_process() {
+    let machine = Machine::new();
+    let (driver, tables) = Driver::booted(&machine);
+    let context = tables.context(ENDPOINT);
+    context.without_pasid().first_stage(2);
+    let endpoint = AtsEndpoint::attached(&machine);
+    let mut port = machine.dma().device_tlb_port(&endpoint.device_tlb);
+
+    // Bind: with caching mode off there is no event, so nothing may have been remembered from before.
+    assert!(port.session(PASID).translate(Iova(VIRTUAL), Access::Write).is_err());
+    let process = context.pasid(1).first_stage(PROCESS);
+    let missing = DmaFault::Missing { address: Iova(VIRTUAL), access: Access::Write };
+    assert_eq!(port.session(PASID).translate(Iova(VIRTUAL), Access::Write), Err(missing));
+    assert_eq!(machine.read32(FSTS), 0, "a miss of a translation request is not a fault");
+
+    // The page request, as the guest's interrupt handler finds it.
+    assert_eq!(machine.unit.page_request(&page_request(VIRTUAL, 7)), PageRequestOutcome::Queued);
+    assert_eq!(machine.interrupts(), [PAGE_EVENT]);
+    machine.write32(PRS, 1);
+    assert_eq!((machine.read64(PQT), machine.read64(PQH)), (32, 0));
+    assert_eq!(machine.word(PAGE_QUEUE), 1 << 32 | u64::from(ENDPOINT.0) << 16 | 0x101);
+    assert_eq!(machine.word(PAGE_QUEUE + 8), VIRTUAL | 7 << 3 | 7);
+    machine.write64(PQH, 32);
+    process.map(VIRTUAL, FRAME, PageSize::Size4K, flags::USER | flags::WRITE);
+    driver.submit(&[desc::response(1, 7, 0)]);
+    let response = endpoint.responses.lock()[0];
+    assert_eq!((response.pasid, response.group.get(), response.code), (PASID, 7, ResponseCode::Success));
+
+    // The retry, and what it leaves behind.
+    let session = port.session(PASID);
+    session.write_slice(&[1, 2, 3], GuestAddress(VIRTUAL + 8)).unwrap();
+    assert_eq!(session.end(), None);
+    assert_eq!(machine.word(FRAME + 8), 0x03_0201);
+    let leaf = process.entry(VIRTUAL, 1);
+    assert!(leaf.accessed() && leaf.dirty());
+
+    // Unmap: nothing stale is used once the wait is done.
+    process.unmap(VIRTUAL, PageSize::Size4K);
+    driver.submit(&[desc::pasid_iotlb_page(1, 1, VIRTUAL), desc::device_tlb_page(1, VIRTUAL)]);
+    assert_eq!(port.session(PASID).translate(Iova(VIRTUAL), Access::Write), Err(missing));
+    assert_eq!((machine.read32(FSTS), machine.interrupts()), (0, vec![]));
+}
+
+/// What Linux does when a process lets go: clear, invalidate, drain.
+#[test]
+fn unbind_drains() {
+    let machine = Machine::new();
+    let (driver, tables) = Driver::booted(&machine);
+    let context = tables.context(ENDPOINT);
+    context.without_pasid().first_stage(2);
+    let entry = context.pasid(1);
+    entry.first_stage(PROCESS).map(VIRTUAL, FRAME, PageSize::Size4K, flags::READY);
+    let endpoint = AtsEndpoint::attached(&machine);
+    let mut port = machine.dma().device_tlb_port(&endpoint.device_tlb);
+    assert!(port.session(PASID).translate(Iova(VIRTUAL), Access::Write).is_ok());
+
+    // A request that the device makes while it is told to invalidate is in the queue when the wait is done.
+    *endpoint.late.lock() = Some(page_request(VIRTUAL, 9));
+    driver.submit_with(&[desc::FENCE, desc::pasid_iotlb_all(2, 1), desc::device_tlb_all(1)], desc::DRAIN);
+    assert_eq!((machine.read64(PQT), machine.interrupts()), (32, vec![PAGE_EVENT]));
+    assert_eq!(endpoint.device_tlb.cached(), 0);
+
+    entry.clear();
+    driver.submit(&[desc::pasid_cache(1, 1)]);
+    driver.submit(&[desc::pasid_iotlb_all(1, 1)]);
+    driver.submit(&[desc::device_tlb_all(1)]);
+    assert!(port.session(PASID).translate(Iova(VIRTUAL), Access::Write).is_err());
+    assert_eq!(machine.read32(FSTS), 0);
+    // A stray page request is answered by the unit, and told.
+    let outcome = machine.unit.page_request(&page_request(VIRTUAL, 9));
+    assert_eq!(outcome, PageRequestOutcome::Answered(ResponseCode::Invalid));
+    assert_eq!(machine.interrupts(), [FAULT_EVENT]);
+    assert_eq!(machine.read64(0x220), VIRTUAL & 0xffff_ffff_ffff);
+    assert_eq!(machine.read64(0x228), 0x8000_0159_9000_0000 | u64::from(ENDPOINT.0), "page request, 59h");
+    // Surplus answers harm nobody.
+    driver.submit(&[desc::response(1, 9, 1), desc::response(1, 9, 1)]);
+}
+
+/// The driver's own buffers: requests without PASID, cached by the unit's side.
+#[test]
+fn dma_without_pasid_is_invalidated_by_the_pasid_that_stands_for_it() {
+    let machine = Machine::new();
+    let (driver, tables) = Driver::booted(&machine);
+    let buffers = tables.context(ENDPOINT).without_pasid().first_stage(2);
+    buffers.map(0x5000, FRAME, PageSize::Size4K, flags::READY);
+    let mut port = machine.dma().port();
+    let session = port.session(None);
+    session.write_slice(&[9], GuestAddress(0x5000)).unwrap();
+    assert_eq!(session.end(), None);
+    buffers.unmap(0x5000, PageSize::Size4K);
+    driver.submit(&[desc::pasid_iotlb_page(2, 1, 0x5000)]);
+    assert!(port.session(None).translate(Iova(0x5000), Access::Write).is_ok(), "another PASID");
+    driver.submit(&[desc::pasid_iotlb_page(2, 0, 0x5000)]);
+    let session = port.session(None);
+    let fault = session.translate(Iova(0x5000), Access::Write).unwrap_err();
+    let DmaFault::Refused(fault) = fault else { panic!("{fault:?}") };
+    assert_eq!((fault.reason.code, fault.completion), (0x71, Completion::UnsupportedRequest));
+    assert_eq!(machine.read32(FSTS), 0, "reported after the session");
+    drop(session);
+    assert_eq!((machine.read32(FSTS), machine.interrupts()), (2, vec![FAULT_EVENT]));
+    assert_eq!(machine.read64(0x228), 0x8000_0071_0000_0000 | u64::from(ENDPOINT.0));
+}

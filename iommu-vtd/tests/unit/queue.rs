@@ -1,0 +1,213 @@
+//! The invalidation queue as a driver meets it: errors and their repair, waits, the order of things.
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use iommu_core::testkit::RecordingEndpoint;
+use iommu_core::{DeviceTlbInvalidation, Endpoint, Msi, PageResponse, Pasid, SourceId};
+use vm_memory::Bytes;
+use vm_memory::GuestAddress;
+
+use crate::driver::{
+    Driver, FAULT_EVENT, FSTS, IQA, IQE, IQERCD, IQH, IQT, Machine, QIE, RING, STATUS, desc,
+};
+
+const BAD_TYPE: (u64, u64) = (0xf, 0);
+const BAD_FIELD: (u64, u64) = (0x11 | 1 << 63, 0);
+
+/// (name, the offending descriptor, IQEI)
+#[test]
+fn an_error_stops_at_its_descriptor_until_it_is_repaired() {
+    for (name, bad, code) in [("type", BAD_TYPE, 3), ("field", BAD_FIELD, 4)] {
+        let machine = Machine::new();
+        let (driver, _tables) = Driver::booted(&machine);
+        driver.submit(&[]);
+        machine.set_word(STATUS, 1);
+        driver.put(bad.0, bad.1);
+        driver.put(2 << 32 | 0x25, STATUS);
+        driver.kick();
+        assert_eq!(machine.read32(FSTS), IQE, "{name}");
+        assert_eq!(machine.read64(IQERCD), code, "{name}");
+        assert_eq!((machine.read32(IQH), machine.status()), (32, 1), "{name}: head stays");
+        assert_eq!(machine.interrupts(), [FAULT_EVENT], "{name}");
+        driver.put(2 << 32 | 0x25, STATUS);
+        driver.kick();
+        assert_eq!((machine.read32(IQH), machine.status()), (32, 1), "{name}: a new tail changes nothing");
+        // As Linux does: the wait over the bad one, then the error cleared, and no write of the tail.
+        for word in 0..4 {
+            machine.set_word(RING + 32 + 8 * word, machine.word(RING + 64 + 8 * word));
+        }
+        machine.write32(FSTS, IQE);
+        assert_eq!((machine.read32(IQH), machine.status()), (128, 2), "{name}");
+        assert_eq!((machine.read32(FSTS), machine.read64(IQERCD)), (0, 0), "{name}");
+    }
+}
+
+/// (name, IQA, tail, IQEI)
+#[test]
+fn bad_tails_and_rings() {
+    let rows = [
+        ("tail at the end", RING | 1 << 11, 0x1000, 1),
+        ("tail beyond", RING | 1 << 11, 0x7_ffe0, 1),
+        ("tail in the middle of a descriptor", RING | 1 << 11, 0x10, 6),
+        ("ring outside memory", 0xffff_ffff_ffff_f000 | 1 << 11, 0x20, 2),
+        ("ring in legacy width under scalable tables", RING, 0x10, 5),
+    ];
+    for (name, ring, tail, code) in rows {
+        let machine = Machine::new();
+        let (driver, _tables) = Driver::booted(&machine);
+        driver.level(QIE, false);
+        machine.write32(IQT, 0);
+        machine.write64(IQA, ring);
+        driver.level(QIE, true);
+        machine.write32(IQT, tail);
+        assert_eq!((machine.read32(FSTS), machine.read64(IQERCD)), (IQE, code), "{name}");
+        assert_eq!(machine.read32(IQH), 0, "{name}");
+    }
+}
+
+#[test]
+fn a_narrow_ring_serves_legacy_tables() {
+    let machine = Machine::new();
+    let driver = Driver::new(&machine);
+    machine.write64(IQA, RING);
+    for (index, word) in [0x11, 0, 2 << 32 | 0x25, STATUS].into_iter().enumerate() {
+        machine.set_word(RING + 8 * index as u64, word);
+    }
+    driver.level(QIE, true);
+    machine.write32(IQT, 0x20);
+    assert_eq!((machine.read32(IQH), machine.status()), (0x20, 2));
+}
+
+#[test]
+fn a_tail_written_before_the_queue_is_enabled_counts() {
+    let machine = Machine::new();
+    let driver = Driver::new(&machine);
+    machine.write64(IQA, RING | 1 << 11 | 1);
+    driver.put(2 << 32 | 0x25, STATUS);
+    driver.kick();
+    assert_eq!(machine.status(), 0);
+    driver.level(QIE, true);
+    assert_eq!((machine.read32(IQH), machine.status()), (32, 2));
+}
+
+#[test]
+fn the_ring_wraps() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    for _ in 0..200 {
+        driver.submit(&[desc::IOTLB_GLOBAL, desc::FENCE]);
+    }
+    assert_eq!(machine.read32(IQH), 600 % 256 * 32);
+}
+
+#[test]
+fn a_completion_interrupt_is_sent_once_per_clearing() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    machine.write32(0xa4, 0x61);
+    machine.write32(0xa8, 0xfee0_2000);
+    machine.write32(0xa0, 0);
+    let message = Msi { address: 0xfee0_2000, data: 0x61 };
+    let wait = || {
+        driver.put(0x15, 0);
+        driver.kick();
+        (machine.read32(0x9c), machine.interrupts())
+    };
+    assert_eq!(wait(), (1, vec![message]));
+    assert_eq!(wait(), (1, vec![]));
+    machine.write32(0x9c, 1);
+    assert_eq!(wait(), (1, vec![message]));
+}
+
+#[test]
+fn a_wait_that_points_nowhere_is_done_all_the_same() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    driver.put(2 << 32 | 0x25, 0x3fff_ffff_fff0);
+    driver.submit(&[]);
+}
+
+/// What Linux sends to functions that are gone, in reset, or were never there.
+#[test]
+fn invalidations_without_an_endpoint_complete() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    let all = [desc::device_tlb_all(1), desc::response(1, 3, 0)];
+    driver.submit(&all);
+    let endpoint = Arc::new(RecordingEndpoint::default());
+    machine.attach(&endpoint);
+    driver.submit(&all);
+    assert_eq!((endpoint.invalidations.lock().len(), endpoint.responses.lock().len()), (1, 1));
+    drop(endpoint);
+    driver.submit(&all);
+}
+
+#[test]
+fn descriptors_reach_the_endpoint_in_order_and_as_written() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    let endpoint = Arc::new(RecordingEndpoint::default());
+    machine.attach(&endpoint);
+    driver.submit(&[
+        desc::pasid_iotlb_page(1, 5, 0x7000),
+        desc::device_tlb_page(5, 0x7000),
+        desc::device_tlb_all(6),
+        desc::response(5, 9, 2),
+    ]);
+    let invalidations: Vec<_> =
+        endpoint.invalidations.lock().iter().map(|i| (i.pasid, i.range.start(), i.range.last())).collect();
+    let pasid = |n| Some(Pasid::truncate(n));
+    assert_eq!(invalidations, [(pasid(5), 0x7000, 0x7fff), (pasid(6), 0, u64::MAX)]);
+    let responses = endpoint.responses.lock();
+    assert_eq!((responses[0].pasid, responses[0].group.get()), (pasid(5), 9));
+    assert_eq!(responses[0].code, iommu_core::ResponseCode::Failure, "2 is Linux's failure");
+    drop(responses);
+    machine.unit.detach_endpoint(SourceId(0x18));
+    driver.submit(&[desc::device_tlb_all(6)]);
+    assert_eq!(endpoint.invalidations.lock().len(), 2, "detached");
+}
+
+/// Tells when it is called, and stays until it is let go.
+struct Gate {
+    entered: Mutex<mpsc::Sender<()>>,
+    leave: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Endpoint for Gate {
+    fn invalidate_device_tlb(&self, _: &DeviceTlbInvalidation) {
+        self.entered.lock().unwrap().send(()).unwrap();
+        self.leave.lock().unwrap().recv().unwrap();
+    }
+
+    fn page_group_response(&self, _: &PageResponse) {}
+}
+
+/// While one CPU's invalidation waits for an endpoint, registers stay readable; another CPU's descriptors are
+/// done when its own tail write returns.
+#[test]
+fn two_cpus_share_the_queue() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    let (entered, has_entered) = mpsc::channel();
+    let (let_go, leave) = mpsc::channel();
+    let gate = Arc::new(Gate { entered: Mutex::new(entered), leave: Mutex::new(leave) });
+    machine.attach(&gate);
+    driver.put(desc::device_tlb_all(1).0, 0);
+    driver.put(2 << 32 | 0x25, STATUS);
+    driver.put(2 << 32 | 0x25, STATUS + 8);
+    let second = || machine.memory.read_obj::<u32>(GuestAddress(STATUS + 8)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| machine.write32(IQT, 64));
+        has_entered.recv().unwrap();
+        assert_eq!((machine.read32(FSTS), machine.status()), (0, 0), "no lock is in the way of reads");
+        let other = scope.spawn(|| {
+            machine.write32(IQT, 96);
+            second()
+        });
+        let_go.send(()).unwrap();
+        assert_eq!(other.join().unwrap(), 2);
+    });
+    assert_eq!((machine.status(), machine.read32(IQH)), (2, 96));
+}

@@ -1,0 +1,247 @@
+//! Several processes, one after the other: uio knows one opener at a time.
+//!
+//! They are further runs of this program (`svm-selftest child ROLE`), which talk by lines. While
+//! they run, the runner has the endpoint closed.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::{Case, Needs};
+use crate::bench::{Bench, ExpectedFault, copy_all, faulted, fresh, requests, same, success};
+use crate::endpoint::{Counters, Device, Endpoint, Operation, rest};
+use crate::model::{self, Random};
+use crate::sys::{Mapping, PAGE};
+
+use Needs::{PageRequests, Translation};
+
+pub(super) const CASES: &[Case] = &[
+    Case::new("close-with-work-in-flight", PageRequests, close_with_work_in_flight).provoking(),
+    Case::new("killed-with-work-in-flight", PageRequests, killed_with_work_in_flight).provoking(),
+    Case::new("second-process-is-separate", Translation, second_process_is_separate),
+    Case::new("many-processes", PageRequests, many_processes),
+];
+
+/// Where both processes of a case map something; far from where the kernel puts mappings.
+const COMMON: u64 = 0x10_0000_0000;
+/// Where only the first process maps something.
+const SECRET: u64 = 0x11_0000_0000;
+const PAGES: usize = 4;
+/// A descriptor that keeps a queue busy.
+const BUSY_PAGES: usize = 16;
+
+/// Runs one of the roles below; the other half of the cases in this file.
+pub(crate) fn run_child(endpoint: &dyn Endpoint, role: &str) -> Result<()> {
+    match role {
+        "victim" => victim(endpoint),
+        "secretive" => secretive(endpoint),
+        "stranger" => stranger(endpoint),
+        "worker" => worker(endpoint),
+        _ => bail!("unknown role {role}"),
+    }
+}
+
+/// Fills every queue with work that needs page requests; returns what must stay mapped.
+fn keep_busy(device: &Device) -> Result<(Vec<crate::endpoint::Queue>, Vec<Mapping>)> {
+    let (mut queues, mut memory) = (Vec::new(), Vec::new());
+    for index in 0..device.queues() {
+        let queue = device.queue(index)?;
+        for _ in 0..device.depth().min(64) {
+            let destination = fresh(BUSY_PAGES)?;
+            let _ = queue.start(&Operation::fill(destination.address(), destination.len(), 0x77));
+            memory.push(destination);
+        }
+        queues.push(queue);
+    }
+    Ok((queues, memory))
+}
+
+/// Unbinds while page requests are under way: the kernel drains them, the device comes to rest.
+fn close_with_work_in_flight(bench: &mut Bench<'_>) -> Result<()> {
+    for _ in 0..3 {
+        let device = Device::open(bench.endpoint)?;
+        let before = device.counters();
+        let (queues, memory) = keep_busy(&device)?;
+        let submitted = memory.len() as u64;
+        for queue in queues {
+            queue.abandon();
+        }
+        drop(device);
+        all_ended(bench.endpoint, before, submitted)?;
+        drop(memory);
+        worker(bench.endpoint).context("in the same process, afterwards")?;
+    }
+    Ok(())
+}
+
+/// Waits for the device and counts.
+fn all_ended(endpoint: &dyn Endpoint, before: Counters, submitted: u64) -> Result<()> {
+    let registers = endpoint.peek()?;
+    rest(registers.as_ref())?;
+    let ended = Counters::read(registers.as_ref()).completed - before.completed;
+    let right = !endpoint.is_shared() || ended == submitted;
+    ensure!(right, "{ended} of {submitted} descriptors ended");
+    Ok(())
+}
+
+fn killed_with_work_in_flight(bench: &mut Bench<'_>) -> Result<()> {
+    for delay in [0, 3, 30] {
+        let before = Counters::read(bench.endpoint.peek()?.as_ref());
+        let mut victim = Peer::start(bench.endpoint, "victim")?;
+        let submitted = victim.number("busy")?;
+        thread::sleep(Duration::from_millis(delay));
+        victim.kill()?;
+        all_ended(bench.endpoint, before, submitted).with_context(|| format!("killed after {delay} ms"))?;
+        Peer::start(bench.endpoint, "worker")?.finish().context("a new process afterwards")?;
+    }
+    worker(bench.endpoint).context("the runner afterwards")
+}
+
+fn victim(endpoint: &dyn Endpoint) -> Result<()> {
+    let device = Device::open(endpoint)?;
+    let (_queues, memory) = keep_busy(&device)?;
+    say(&format!("busy {}", memory.len()))?;
+    loop {
+        thread::sleep(Duration::from_secs(3600));
+    }
+}
+
+/// The common case, from bind to unbind.
+fn worker(endpoint: &dyn Endpoint) -> Result<()> {
+    let mut bench = Bench { endpoint, random: Random::new(9), notes: Vec::new() };
+    let (source, bytes) = bench.resident(PAGES)?;
+    let destination = fresh(PAGES)?;
+    let lane = bench.lane()?;
+    requests(lane.counted(&copy_all(&source, &destination), bytes.len())?, PAGES)?;
+    same("destination", &destination.read_all(), &bytes)
+}
+
+/// Two processes with the same addresses and other bytes behind them.
+fn second_process_is_separate(bench: &mut Bench<'_>) -> Result<()> {
+    let mut first = Peer::start(bench.endpoint, "secretive")?;
+    let pasid = first.number("pasid")?;
+    let mut second = Peer::start(bench.endpoint, "stranger")?;
+    let other = second.number("pasid")?;
+    second.finish().context("the second process")?;
+    ensure!(pasid != other, "two living processes have the same pasid {pasid}");
+    first.tell("again")?;
+    let again = first.number("pasid")?;
+    first.finish().context("the first process")?;
+    ensure!(again == pasid, "a process had pasid {pasid}, then {again}");
+    bench.notes.push(format!("pasids {pasid} and {other}"));
+    Ok(())
+}
+
+fn secretive(endpoint: &dyn Endpoint) -> Result<()> {
+    let common = Mapping::anonymous_at(COMMON, PAGES * PAGE)?;
+    let secret = Mapping::anonymous_at(SECRET, PAGES * PAGE)?;
+    let bytes = Random::new(1).bytes(PAGES * PAGE);
+    common.write(0, &bytes);
+    secret.write(0, &bytes);
+    for round in 0..2 {
+        let mut bench = Bench { endpoint, random: Random::new(2), notes: Vec::new() };
+        let (destination, _) = bench.resident(PAGES)?;
+        let lane = bench.lane()?;
+        requests(lane.counted(&copy_all(&secret, &destination), bytes.len())?, 0)?;
+        same("what the device read", &destination.read_all(), &bytes)?;
+        same("common address", &common.read_all(), &bytes)?;
+        let pasid = lane.device.pasid();
+        drop(lane);
+        say(&format!("pasid {pasid}"))?;
+        if round == 0 {
+            io::stdin().lock().read_line(&mut String::new())?;
+        }
+    }
+    Ok(())
+}
+
+fn stranger(endpoint: &dyn Endpoint) -> Result<()> {
+    let common = Mapping::anonymous_at(COMMON, PAGES * PAGE)?;
+    let own = Random::new(3).bytes(PAGES * PAGE);
+    common.write(0, &own);
+    let mut bench = Bench { endpoint, random: Random::new(4), notes: Vec::new() };
+    let (destination, before) = bench.resident(PAGES)?;
+    let lane = bench.lane()?;
+    requests(lane.counted(&copy_all(&common, &destination), own.len())?, 0)?;
+    same("common address", &destination.read_all(), &own)?;
+
+    let spy = Operation::copy(SECRET, destination.address(), PAGE).without_block();
+    faulted(&lane.queue.run(&spy)?, ExpectedFault { address: SECRET, write: false, completed: 0 })?;
+    let vandal = Operation::fill(SECRET, PAGE, 0).without_block();
+    faulted(&lane.queue.run(&vandal)?, ExpectedFault { address: SECRET, write: true, completed: 0 })?;
+    same("destination", &destination.read_all(), &own)?;
+    ensure!(before != own, "the bytes do not tell");
+    success(&lane.queue.run(&Operation::fill(COMMON, PAGE, 0x2a))?, PAGE)?;
+    same("own memory", &common.read(0..PAGE), &model::fill(0x2a, PAGE))?;
+    say(&format!("pasid {}", lane.device.pasid()))
+}
+
+/// Bonds come and go.
+fn many_processes(bench: &mut Bench<'_>) -> Result<()> {
+    for index in 0..6 {
+        let worker = Peer::start(bench.endpoint, "worker")?;
+        worker.finish().with_context(|| format!("process {index}"))?;
+    }
+    Ok(())
+}
+
+fn say(line: &str) -> Result<()> {
+    let mut output = io::stdout().lock();
+    writeln!(output, "{line}")?;
+    Ok(output.flush()?)
+}
+
+/// Another run of this program.
+struct Peer {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Peer {
+    fn start(endpoint: &dyn Endpoint, role: &str) -> Result<Self> {
+        let mut command = Command::new("/proc/self/exe");
+        command.args(["child", role]).args(endpoint.arguments());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut child = command.spawn().context("cannot start another process")?;
+        let input = child.stdin.take().context("no input")?;
+        let output = BufReader::new(child.stdout.take().context("no output")?);
+        Ok(Self { child, input, output })
+    }
+
+    /// The number in the next line, which starts with `word`.
+    fn number(&mut self, word: &str) -> Result<u64> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        let number = line.trim().strip_prefix(word).and_then(|rest| rest.trim().parse().ok());
+        number.with_context(|| format!("the other process said {line:?}, not `{word} N`"))
+    }
+
+    fn tell(&mut self, line: &str) -> Result<()> {
+        Ok(writeln!(self.input, "{line}")?)
+    }
+
+    fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        let mut rest = String::new();
+        io::Read::read_to_string(&mut self.output, &mut rest)?;
+        let status = self.child.wait()?;
+        ensure!(status.success(), "{status}: {}", rest.trim());
+        Ok(())
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,55 @@
+//! The SVM endpoint as a driver sees it (its programming model is devices/src/svm/README.md).
+
+mod descriptor;
+mod device;
+mod pci;
+mod queue;
+mod regs;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::sync::Arc;
+
+use anyhow::Result;
+
+pub(crate) use descriptor::{Completion, DESCRIPTOR_WORDS, NO_DIFFERENCE, Operation, Reason, Status};
+pub(crate) use device::{Counters, Device, Timeline, rest};
+pub(crate) use pci::{ConfigSpace, PciEndpoint};
+pub(crate) use queue::{Queue, QueueSetup, Ticket, poll_record};
+pub(crate) use regs::{control, global, portal};
+
+/// A window of device registers. Offsets are multiples of the access's width.
+pub(crate) trait Registers: Send + Sync {
+    /// A 32-bit load.
+    fn read32(&self, offset: usize) -> u32;
+    /// A 64-bit load.
+    fn read64(&self, offset: usize) -> u64;
+    /// A 32-bit store.
+    fn write32(&self, offset: usize, value: u32);
+    /// A 64-bit store.
+    fn write64(&self, offset: usize, value: u64);
+}
+
+/// A way to reach an endpoint.
+pub(crate) trait Endpoint {
+    /// Binds this process's address space and maps the registers. One opener at a time.
+    fn open(&self) -> Result<Session>;
+    /// Maps the registers without binding anything.
+    fn peek(&self) -> Result<Arc<dyn Registers>>;
+    /// The function's configuration space.
+    fn config(&self) -> Result<ConfigSpace>;
+    /// Whether other processes reach the same endpoint.
+    fn is_shared(&self) -> bool;
+    /// Command line words that make another run of this program reach the same endpoint.
+    fn arguments(&self) -> Vec<OsString>;
+}
+
+/// An open endpoint: while it lives, the PASID names this process's address space.
+pub(crate) struct Session {
+    /// BAR0.
+    pub(crate) registers: Arc<dyn Registers>,
+    /// What the driver bound.
+    pub(crate) pasid: u32,
+    /// Reads yield the number of interrupts so far, 4 bytes.
+    pub(crate) interrupts: File,
+}

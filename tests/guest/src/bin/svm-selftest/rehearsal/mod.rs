@@ -1,0 +1,118 @@
+//! A model of the endpoint inside this process, to try the suite without the device, and to see
+//! that it notices a device with a flaw.
+//!
+//! It reaches memory by system calls, so it faults as the kernel says, and it counts as page requests
+//! the pages that the kernel's own page map calls absent or not exclusively this process's. It has
+//! no device-TLB but for one flaw, and every process has a model of its own.
+
+mod engine;
+mod memory;
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::endpoint::{ConfigSpace, Endpoint, Registers, Session};
+use engine::Engine;
+
+/// Something wrong with the model, for the suite to find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Flaw {
+    /// Nothing.
+    None,
+    /// There are no page requests.
+    NoPri,
+    /// Translations outlive their pages.
+    Stale,
+    /// Rights do not matter.
+    IgnoresRights,
+    /// A copy of more than a page leaves its last byte out.
+    LosesByte,
+    /// CRCs start from another value.
+    WrongCrc,
+    /// Page requests are counted twice.
+    CountsTwice,
+    /// A fault's record says nothing of what was done before.
+    ForgetsPart,
+    /// All queues share one worker.
+    OneWorker,
+    /// Missing pages are asked for whatever the descriptor says.
+    AlwaysBlocks,
+    /// Every descriptor sends an interrupt.
+    Chatty,
+    /// Aborted descriptors get no record.
+    SilentAbort,
+    /// Other processes' address spaces can be reached, or seem so: a read of a strange address is zeros.
+    SeesEverything,
+}
+
+/// Reaches the model.
+pub(crate) struct Rehearsal {
+    flaw: Flaw,
+    engine: Arc<Engine>,
+    interrupts: File,
+}
+
+impl Rehearsal {
+    /// A model with this flaw.
+    pub(crate) fn new(flaw: Flaw) -> Result<Self> {
+        let (reader, mut writer) = UnixStream::pair()?;
+        let mut count = 0_u32;
+        let interrupt = move || {
+            count = count.wrapping_add(1);
+            let _ = writer.write_all(&count.to_ne_bytes());
+        };
+        let engine = Engine::new(flaw, Box::new(interrupt))?;
+        Ok(Self { flaw, engine, interrupts: OwnedFd::from(reader).into() })
+    }
+}
+
+impl Endpoint for Rehearsal {
+    fn open(&self) -> Result<Session> {
+        let registers: Arc<dyn Registers> = self.engine.clone();
+        // A process's number stands for its address space, as a PASID does.
+        let pasid = std::process::id() & 0xf_ffff;
+        Ok(Session { registers, pasid, interrupts: self.interrupts.try_clone()? })
+    }
+
+    fn peek(&self) -> Result<Arc<dyn Registers>> {
+        Ok(self.engine.clone())
+    }
+
+    fn config(&self) -> Result<ConfigSpace> {
+        const ATS: usize = 0x100;
+        const PASID: usize = 0x110;
+        const PRI: usize = 0x120;
+        let mut bytes = vec![0; 4096];
+        let mut set = |at: usize, value: u16| bytes[at..at + 2].copy_from_slice(&value.to_le_bytes());
+        let last = if self.flaw == Flaw::NoPri { 0 } else { 0x1201 };
+        set(4, 0b110);
+        for (at, id, next, control) in [(ATS, 0xf, 0x1101, 1 << 15), (PASID, 0x1b, last, 1)] {
+            set(at, id);
+            set(at + 2, next);
+            set(at + 6, control);
+        }
+        if self.flaw != Flaw::NoPri {
+            set(PRI, 0x13);
+            set(PRI + 2, 1);
+            set(PRI + 4, 1);
+            set(PRI + 6, 1 << 15 | 1 << 8);
+        }
+        Ok(ConfigSpace::new(bytes))
+    }
+
+    fn is_shared(&self) -> bool {
+        false
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        let name = self.flaw.to_possible_value().map_or("none".into(), |value| value.get_name().to_owned());
+        vec![format!("--rehearse={name}").into()]
+    }
+}

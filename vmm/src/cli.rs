@@ -1,0 +1,138 @@
+//! The command line, as clap reads it. What the values mean and whether they fit is [`crate::config`]'s.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::outcome::EXIT_CODES;
+
+const EXAMPLES: &str = "\
+Examples:
+  A guest with a serial console on this terminal (leave with Ctrl-A x):
+    svmm run --kernel bzImage --initrd initramfs.cpio --cmdline \"console=ttyS0\"
+
+  Four CPUs, 6 GiB, the SVM endpoint with 8 queues; the guest program's status becomes the exit code:
+    svmm run --kernel vmlinux --initrd initramfs.cpio.gz --cpus 4 --memory-mib 6144 \\
+        --svm queues=8,depth=64,ats=on,pri=on --cmdline \"console=ttyS0 panic=-1\" --serial file:console.log
+
+  Can this host run guests, and how fast?
+    svmm doctor";
+
+/// A virtual machine monitor in which shared virtual memory works.
+#[derive(Debug, Parser)]
+#[command(name = "svmm", version, after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+pub(crate) struct Cli {
+    /// How much to log on standard error: off, error, warn, info, debug, trace, or RUST_LOG's syntax
+    #[arg(
+        long,
+        global = true,
+        value_name = "LEVEL",
+        env = "RUST_LOG",
+        default_value = "warn",
+        hide_env = true
+    )]
+    pub(crate) log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a guest and stay until it ends
+    #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+    Run(Box<RunArgs>),
+    /// Say what this host can do, and what to do about what is missing
+    Doctor(DoctorArgs),
+}
+
+/// Options of `svmm run`.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct RunArgs {
+    /// Linux kernel: bzImage, or ELF vmlinux (with PVH entry, or entered in 64-bit mode)
+    #[arg(long, value_name = "PATH")]
+    pub(crate) kernel: PathBuf,
+    /// Initial file system: a cpio archive, compressed as the kernel can read
+    #[arg(long, value_name = "PATH")]
+    pub(crate) initrd: Option<PathBuf>,
+    /// The whole kernel command line
+    #[arg(long, value_name = "STRING", default_value = "console=ttyS0", allow_hyphen_values = true)]
+    pub(crate) cmdline: String,
+    /// Virtual CPUs, 1 to 64
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u32,
+    /// Guest memory in MiB, a multiple of 2
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    pub(crate) memory_mib: u64,
+    /// Add the SVM endpoint. Options, comma-separated: queues=1..16 (8), depth=power of two up to 1024 (64), ats=on|off (on), pri=on|off (on)
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) svm: Option<String>,
+    /// The VT-d unit
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub(crate) iommu: Switch,
+    /// Where the serial console goes: stdio, null, or file:PATH
+    #[arg(long, value_name = "WHERE", default_value = "stdio")]
+    pub(crate) serial: String,
+    /// The port on which a guest program gives svmm its exit status
+    #[arg(long, value_enum, num_args = 0..=1, default_value_t = Switch::On, default_missing_value = "on")]
+    pub(crate) exit_port: Switch,
+}
+
+/// Options of `svmm doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Probe one thing only and print one line for scripts
+    #[arg(long, value_enum)]
+    pub(crate) probe: Option<Probe>,
+}
+
+/// What can be probed alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Probe {
+    /// `kvm native|nested|emulating|absent|refused DETAILS`
+    Kvm,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Switch {
+    /// Present.
+    On,
+    /// Absent.
+    Off,
+}
+
+impl Switch {
+    /// Whether it is on.
+    pub(crate) fn is_on(self) -> bool {
+        self == Self::On
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn optional_values_may_be_left_out() {
+        for (line, svm, exit_port) in [
+            ("svmm run --kernel k", None, Switch::On),
+            ("svmm run --kernel k --svm", Some(""), Switch::On),
+            ("svmm run --kernel k --svm --exit-port", Some(""), Switch::On),
+            ("svmm run --kernel k --svm=queues=2 --exit-port off", Some("queues=2"), Switch::Off),
+            ("svmm run --kernel k --svm queues=2,pri=off", Some("queues=2,pri=off"), Switch::On),
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).unwrap();
+            let Command::Run(run) = cli.command else { panic!("{line}") };
+            assert_eq!(run.svm.as_deref(), svm, "{line}");
+            assert_eq!(run.exit_port, exit_port, "{line}");
+        }
+    }
+}

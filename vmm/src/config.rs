@@ -1,0 +1,401 @@
+//! What is to be run, checked. Everything the user can get wrong is found here or while the machine is built.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use crate::cli::RunArgs;
+use crate::layout::low;
+
+/// vCPUs at most: APIC ids stay below 255, and the 8-bit fields of CPUID hold their number.
+pub(crate) const MAX_CPUS: u32 = 64;
+/// Guest memory at most; the guest's physical address width may allow less.
+pub(crate) const MAX_MEMORY_MIB: u64 = 1 << 20;
+/// Guest memory comes in pieces that huge pages can back.
+const MEMORY_STEP_MIB: u64 = 2;
+
+/// Something the user can put right: one line that names the thing, the reason and the remedy.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Complaint {
+    /// The thing that is wrong.
+    pub(crate) thing: String,
+    /// What is wrong with it.
+    pub(crate) reason: String,
+    /// What to do.
+    pub(crate) remedy: String,
+}
+
+impl Complaint {
+    /// A complaint; line breaks become spaces, so that it stays one line.
+    pub(crate) fn new(
+        thing: impl fmt::Display,
+        reason: impl fmt::Display,
+        remedy: impl fmt::Display,
+    ) -> Self {
+        let line = |text: String| text.replace(['\n', '\r'], " ");
+        Self {
+            thing: line(thing.to_string()),
+            reason: line(reason.to_string()),
+            remedy: line(remedy.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Complaint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; {}", self.thing, self.reason, self.remedy)
+    }
+}
+
+/// The chain of an error's reasons on one line.
+pub(crate) fn reasons(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        let more = source.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = source.source();
+    }
+    text
+}
+
+/// How a kernel file is to be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KernelFormat {
+    /// Compressed image with the Linux setup header.
+    BzImage,
+    /// 64-bit ELF for x86.
+    Elf,
+}
+
+/// A kernel that can be read and looks like one.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    /// For messages.
+    pub(crate) path: PathBuf,
+    /// Open for reading, at its start.
+    pub(crate) file: File,
+    /// Its format.
+    pub(crate) format: KernelFormat,
+}
+
+/// An initramfs that can be read.
+#[derive(Debug)]
+pub(crate) struct Initrd {
+    /// For messages.
+    pub(crate) path: PathBuf,
+    /// Open for reading.
+    pub(crate) file: File,
+    /// Length in bytes, not 0.
+    pub(crate) len: u64,
+}
+
+/// Where the serial console goes.
+#[derive(Debug)]
+pub(crate) enum SerialTarget {
+    /// Standard input and output.
+    Stdio,
+    /// Nowhere, and nothing comes in.
+    Null,
+    /// Into a file; nothing comes in.
+    File(File),
+}
+
+/// The SVM endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SvmConfig {
+    /// Work queues, 1 to 16.
+    pub(crate) queues: u16,
+    /// Descriptors a queue holds, a power of two up to 1024.
+    pub(crate) depth: u16,
+    /// Offers ATS.
+    pub(crate) ats: bool,
+    /// Offers PRI.
+    pub(crate) pri: bool,
+}
+
+impl Default for SvmConfig {
+    fn default() -> Self {
+        Self { queues: 8, depth: 64, ats: true, pri: true }
+    }
+}
+
+/// One machine.
+#[derive(Debug)]
+pub(crate) struct Config {
+    /// Kernel to boot.
+    pub(crate) kernel: Kernel,
+    /// Initial file system.
+    pub(crate) initrd: Option<Initrd>,
+    /// Kernel command line, no NUL in it, shorter than its place.
+    pub(crate) cmdline: String,
+    /// vCPUs, 1 to [`MAX_CPUS`].
+    pub(crate) cpus: u32,
+    /// RAM in bytes, a multiple of 2 MiB.
+    pub(crate) memory_bytes: u64,
+    /// The SVM endpoint, if there is to be one.
+    #[allow(dead_code, reason = "joined in a moment")]
+    pub(crate) svm: Option<SvmConfig>,
+    /// Whether there is a VT-d unit.
+    #[allow(dead_code, reason = "joined in a moment")]
+    pub(crate) iommu: bool,
+    /// Serial console.
+    pub(crate) serial: SerialTarget,
+    /// Whether the guest has an exit port.
+    pub(crate) exit_port: bool,
+}
+
+impl TryFrom<RunArgs> for Config {
+    type Error = Complaint;
+
+    fn try_from(args: RunArgs) -> Result<Self, Complaint> {
+        Ok(Self {
+            cpus: check_cpus(args.cpus)?,
+            memory_bytes: check_memory(args.memory_mib)?,
+            svm: args.svm.as_deref().map(parse_svm).transpose()?,
+            cmdline: check_cmdline(args.cmdline)?,
+            kernel: open_kernel(&args.kernel)?,
+            initrd: args.initrd.as_deref().map(open_initrd).transpose()?,
+            iommu: args.iommu.is_on(),
+            serial: open_serial(&args.serial)?,
+            exit_port: args.exit_port.is_on(),
+        })
+    }
+}
+
+fn check_cpus(cpus: u32) -> Result<u32, Complaint> {
+    if (1..=MAX_CPUS).contains(&cpus) {
+        return Ok(cpus);
+    }
+    Err(Complaint::new(format_args!("--cpus {cpus}"), "out of range", format_args!("give 1 to {MAX_CPUS}")))
+}
+
+fn check_memory(mib: u64) -> Result<u64, Complaint> {
+    let thing = format_args!("--memory-mib {mib}").to_string();
+    if mib == 0 {
+        return Err(Complaint::new(thing, "a guest needs memory", "give 64 or more for a Linux guest"));
+    }
+    if mib > MAX_MEMORY_MIB {
+        return Err(Complaint::new(thing, "too large", format_args!("give at most {MAX_MEMORY_MIB}")));
+    }
+    if !mib.is_multiple_of(MEMORY_STEP_MIB) {
+        let remedy = format!("give a multiple of {MEMORY_STEP_MIB}, such as {}", mib + mib % MEMORY_STEP_MIB);
+        return Err(Complaint::new(thing, "not aligned to a huge page", remedy));
+    }
+    Ok(mib << 20)
+}
+
+fn check_cmdline(cmdline: String) -> Result<String, Complaint> {
+    if cmdline.contains('\0') {
+        return Err(Complaint::new("--cmdline", "contains a NUL byte", "remove it"));
+    }
+    let room = low::CMDLINE.len - 1;
+    if cmdline.len() as u64 > room {
+        let reason = format_args!("{} bytes do not fit", cmdline.len()).to_string();
+        return Err(Complaint::new("--cmdline", reason, format_args!("give at most {room} bytes")));
+    }
+    Ok(cmdline)
+}
+
+fn parse_svm(options: &str) -> Result<SvmConfig, Complaint> {
+    let mut config = SvmConfig::default();
+    for option in options.split(',').filter(|option| !option.is_empty()) {
+        let complaint = |reason: &str, remedy: &str| {
+            Complaint::new(format_args!("--svm option '{option}'"), reason, remedy)
+        };
+        let Some((key, value)) = option.split_once('=') else {
+            return Err(complaint("no value", "write key=value, such as queues=8"));
+        };
+        let number = |max: u16| {
+            let wanted = value.parse().ok().filter(|n| (1..=max).contains(n));
+            wanted.ok_or_else(|| complaint("not a number in range", &format!("give 1 to {max}")))
+        };
+        let switch = || match value {
+            "on" => Ok(true),
+            "off" => Ok(false),
+            _ => Err(complaint("neither on nor off", "give on or off")),
+        };
+        match key {
+            "queues" => config.queues = number(16)?,
+            "depth" => {
+                config.depth = number(1024)?;
+                if !config.depth.is_power_of_two() {
+                    return Err(complaint("not a power of two", "give 1, 2, 4 up to 1024"));
+                }
+            }
+            "ats" => config.ats = switch()?,
+            "pri" => config.pri = switch()?,
+            _ => return Err(complaint("unknown", "known are queues, depth, ats and pri")),
+        }
+    }
+    if config.pri && !config.ats {
+        return Err(Complaint::new("--svm pri=on", "page requests need ATS", "give ats=on, or pri=off too"));
+    }
+    Ok(config)
+}
+
+fn open_regular(path: &Path, option: &str, what: &str) -> Result<(File, u64), Complaint> {
+    let complaint = |reason: String| {
+        Complaint::new(format_args!("{option} {}", path.display()), reason, format_args!("give {what}"))
+    };
+    // Asked before opening: opening a FIFO would wait for a writer.
+    let metadata = std::fs::metadata(path).map_err(|error| complaint(system_reason(&error)))?;
+    if metadata.is_dir() {
+        return Err(complaint("is a directory".into()));
+    }
+    if !metadata.is_file() {
+        return Err(complaint("is not a regular file".into()));
+    }
+    let file = File::open(path).map_err(|error| complaint(system_reason(&error)))?;
+    if metadata.len() == 0 {
+        return Err(complaint("is empty".into()));
+    }
+    Ok((file, metadata.len()))
+}
+
+/// The system's words for an error, without the number.
+fn system_reason(error: &std::io::Error) -> String {
+    let text = error.to_string().to_lowercase();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
+fn open_kernel(path: &Path) -> Result<Kernel, Complaint> {
+    let what = "the path of a bzImage or of an ELF vmlinux for x86-64";
+    let (mut file, _) = open_regular(path, "--kernel", what)?;
+    let mut head = Vec::new();
+    let read = (&mut file).take(0x300).read_to_end(&mut head).and_then(|_| file.seek(SeekFrom::Start(0)));
+    let complaint = |reason: String| {
+        Complaint::new(format_args!("--kernel {}", path.display()), reason, format_args!("give {what}"))
+    };
+    read.map_err(|error| complaint(system_reason(&error)))?;
+    let format = kernel_format(&head).map_err(|reason| complaint(reason.into()))?;
+    Ok(Kernel { path: path.into(), file, format })
+}
+
+/// Tells the format from a file's first bytes. **Pure.**
+fn kernel_format(head: &[u8]) -> Result<KernelFormat, &'static str> {
+    if head.starts_with(b"\x7fELF") {
+        // e_ident[EI_CLASS] 64-bit, e_machine EM_X86_64.
+        return match (head.get(4), head.get(18..20)) {
+            (Some(2), Some([62, 0])) => Ok(KernelFormat::Elf),
+            _ => Err("is ELF, but not for x86-64"),
+        };
+    }
+    if head.get(0x202..0x206) == Some(b"HdrS") {
+        return Ok(KernelFormat::BzImage);
+    }
+    Err("is not a Linux kernel")
+}
+
+fn open_initrd(path: &Path) -> Result<Initrd, Complaint> {
+    let (file, len) = open_regular(path, "--initrd", "the path of a cpio archive")?;
+    Ok(Initrd { path: path.into(), file, len })
+}
+
+fn open_serial(target: &str) -> Result<SerialTarget, Complaint> {
+    let thing = format_args!("--serial {target}").to_string();
+    match target {
+        "stdio" => Ok(SerialTarget::Stdio),
+        "null" => Ok(SerialTarget::Null),
+        _ => match target.strip_prefix("file:") {
+            Some(path) if !path.is_empty() => File::create(path).map(SerialTarget::File).map_err(|error| {
+                Complaint::new(thing, system_reason(&error), "give a path that can be written")
+            }),
+            _ => Err(Complaint::new(thing, "unknown", "give stdio, null or file:PATH")),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    fn check(arguments: &[&str]) -> Result<Config, Complaint> {
+        let mut line = vec!["svmm", "run"];
+        line.extend(arguments);
+        match crate::cli::Cli::try_parse_from(line).unwrap().command {
+            crate::cli::Command::Run(run) => Config::try_from(*run),
+            crate::cli::Command::Doctor(_) => unreachable!(),
+        }
+    }
+
+    fn elf_head() -> Vec<u8> {
+        let mut head = vec![0; 64];
+        head[..5].copy_from_slice(b"\x7fELF\x02");
+        head[18] = 62;
+        head
+    }
+
+    #[test]
+    fn wrong_values_are_named_with_reason_and_remedy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, content).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let (kernel, empty, text) = (path("k", &elf_head()), path("empty", b""), path("text", b"hello"));
+        let here = folder.path().to_str().unwrap();
+        for (name, arguments, expected) in [
+            ("kernel missing", vec!["--kernel", "/nowhere/k"], "no such file"),
+            ("kernel folder", vec!["--kernel", here], "is a directory"),
+            ("kernel empty", vec!["--kernel", &empty], "is empty"),
+            ("kernel text", vec!["--kernel", &text], "not a Linux kernel"),
+            ("kernel device", vec!["--kernel", "/dev/null"], "not a regular file"),
+            (
+                "initrd missing",
+                vec!["--kernel", &kernel, "--initrd", "/nowhere/i"],
+                "--initrd /nowhere/i: no such",
+            ),
+            ("initrd empty", vec!["--kernel", &kernel, "--initrd", &empty], "is empty"),
+            ("no memory", vec!["--kernel", &kernel, "--memory-mib", "0"], "needs memory"),
+            ("odd memory", vec!["--kernel", &kernel, "--memory-mib", "255"], "such as 256"),
+            ("much memory", vec!["--kernel", &kernel, "--memory-mib", "18446744073709551615"], "too large"),
+            ("no CPU", vec!["--kernel", &kernel, "--cpus", "0"], "give 1 to 64"),
+            ("many CPUs", vec!["--kernel", &kernel, "--cpus", "65"], "give 1 to 64"),
+            ("serial", vec!["--kernel", &kernel, "--serial", "tty"], "stdio, null or file:PATH"),
+            ("serial file", vec!["--kernel", &kernel, "--serial", "file:/nowhere/x"], "no such file"),
+            ("svm key", vec!["--kernel", &kernel, "--svm", "size=1"], "known are"),
+            ("svm value", vec!["--kernel", &kernel, "--svm", "queues=17"], "1 to 16"),
+            ("svm depth", vec!["--kernel", &kernel, "--svm", "depth=48"], "power of two"),
+            ("svm switch", vec!["--kernel", &kernel, "--svm", "ats=yes"], "on or off"),
+            ("svm pri without ats", vec!["--kernel", &kernel, "--svm", "ats=off"], "need ATS"),
+        ] {
+            let complaint = check(&arguments).expect_err(name).to_string();
+            assert!(complaint.contains(expected), "{name}: {complaint}");
+            assert!(
+                !complaint.contains('\n') && complaint.contains("; give ") || complaint.contains("; known"),
+                "{name}: {complaint}"
+            );
+        }
+    }
+
+    #[test]
+    fn good_values_pass() {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel = folder.path().join("k");
+        std::fs::write(&kernel, elf_head()).unwrap();
+        let kernel = kernel.to_str().unwrap();
+        let config = check(&["--kernel", kernel, "--svm", "queues=2,pri=off", "--cpus", "64"]).unwrap();
+        assert_eq!(config.svm, Some(SvmConfig { queues: 2, pri: false, ..SvmConfig::default() }));
+        assert_eq!((config.cpus, config.memory_bytes), (64, 512 << 20));
+        assert_eq!(config.kernel.format, KernelFormat::Elf);
+    }
+
+    #[test]
+    fn formats_are_told_apart() {
+        let mut bz = vec![0; 0x300];
+        bz[0x202..0x206].copy_from_slice(b"HdrS");
+        assert_eq!(kernel_format(&bz), Ok(KernelFormat::BzImage));
+        assert_eq!(kernel_format(&elf_head()), Ok(KernelFormat::Elf));
+        let mut arm = elf_head();
+        arm[18] = 183;
+        for head in [&arm[..], b"", b"\x7fELF", &[0; 0x205]] {
+            assert!(kernel_format(head).is_err(), "{head:?}");
+        }
+    }
+}
