@@ -7,7 +7,7 @@ use crate::memory::TableMemory;
 use crate::rules::Rules;
 use crate::spec::fault::Reason;
 use crate::spec::registers::TranslationTableMode;
-use crate::tables::{Blocked, Context, Kind, context_entry, pasid_entry};
+use crate::tables::{Blocked, Context, Kind, Lookup, context_entry, pasid_entry};
 use crate::translate::{empty, fault};
 
 /// Answers a translation request without PASID for an address in the interrupt range: the device is to send
@@ -31,10 +31,11 @@ pub(crate) fn interrupt_range(rules: &Rules, request: &Request) -> Translation {
 /// The request is not to be queued; the last of its group is answered "Invalid Request". `completion` of the
 /// fault means nothing, and its request is an untranslated access that stands for the page request.
 pub fn admit_page_request<M: TableMemory>(cx: &Context<'_, M>, request: &PageRequest) -> Result<Tag, Fault> {
-    check(cx, request).map_err(|blocked| fault(blocked, as_request(request), Completion::UnsupportedRequest))
+    check(&Lookup::new(cx), request)
+        .map_err(|blocked| fault(blocked, as_request(request), Completion::UnsupportedRequest))
 }
 
-fn check<M: TableMemory>(cx: &Context<'_, M>, request: &PageRequest) -> Result<Tag, Blocked> {
+fn check<M: TableMemory>(cx: &Lookup<'_, M>, request: &PageRequest) -> Result<Tag, Blocked> {
     if !cx.root.enabled() {
         return Err(Blocked::new(Reason::Refused, true));
     }

@@ -3,6 +3,7 @@
 //! The tables are the guest's: every address and every word is hostile, and other CPUs write them
 //! while they are read. So entries are read and updated with atomic operations of their own width.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use iommu_core::Gpa;
@@ -14,15 +15,21 @@ use vm_memory::{
 
 /// Guest memory as tables are read from it. Words are 64 bits, little-endian in memory.
 pub trait TableMemory: Send + Sync {
+    /// Where the last read was. Tables of one guest lie close together, so a walk hands it from read to read.
+    type Hint<'a>: Copy + Default
+    where
+        Self: 'a;
+
     /// Reads `N` words that follow each other. Each is read atomically and in ascending order, so what was
-    /// written before the first word's "present" bit is seen with it.
+    /// written before the first word's "present" bit is seen with it. `hint` only makes it faster.
     ///
     /// `None`: no memory there, not all of it, or `gpa` is not a multiple of 8.
-    fn load_words<const N: usize>(&self, gpa: Gpa) -> Option<[u64; N]>;
+    fn load_words_near<'a, const N: usize>(&'a self, gpa: Gpa, hint: &mut Self::Hint<'a>)
+    -> Option<[u64; N]>;
 
     /// Replaces one word if it still is `old`: `Ok(old)`, else `Err` with what is there.
     ///
-    /// `None`: as for [`Self::load_words`].
+    /// `None`: as for [`Self::load_words_near`].
     fn compare_exchange(&self, gpa: Gpa, old: u64, new: u64) -> Option<Result<u64, u64>>;
 
     /// Copies bytes out of memory, without any promise of atomicity. `false`: not all of it is memory.
@@ -34,10 +41,46 @@ pub trait TableMemory: Send + Sync {
     /// with them: a guest polls for such a word.
     fn write(&self, gpa: Gpa, bytes: &[u8]) -> bool;
 
-    /// Reads one word. `None`: as for [`Self::load_words`].
-    #[inline]
+    /// The same for a single read.
+    fn load_words<const N: usize>(&self, gpa: Gpa) -> Option<[u64; N]> {
+        self.load_words_near(gpa, &mut Self::Hint::default())
+    }
+
+    /// Reads one word. `None`: as for [`Self::load_words_near`].
     fn load(&self, gpa: Gpa) -> Option<u64> {
         self.load_words::<1>(gpa).map(|[word]| word)
+    }
+}
+
+/// A walk's view of memory: remembers where it read last.
+pub(crate) struct Reader<'a, M: TableMemory> {
+    memory: &'a M,
+    hint: Cell<M::Hint<'a>>,
+}
+
+impl<'a, M: TableMemory> Reader<'a, M> {
+    pub(crate) fn new(memory: &'a M) -> Self {
+        Self { memory, hint: Cell::default() }
+    }
+
+    /// See [`TableMemory::load_words_near`].
+    #[inline]
+    pub(crate) fn load_words<const N: usize>(&self, gpa: Gpa) -> Option<[u64; N]> {
+        let mut hint = self.hint.get();
+        let words = self.memory.load_words_near(gpa, &mut hint);
+        self.hint.set(hint);
+        words
+    }
+
+    /// See [`TableMemory::load`].
+    #[inline]
+    pub(crate) fn load(&self, gpa: Gpa) -> Option<u64> {
+        self.load_words::<1>(gpa).map(|[word]| word)
+    }
+
+    /// See [`TableMemory::compare_exchange`].
+    pub(crate) fn compare_exchange(&self, gpa: Gpa, old: u64, new: u64) -> Option<Result<u64, u64>> {
+        self.memory.compare_exchange(gpa, old, new)
     }
 }
 
@@ -45,18 +88,41 @@ pub trait TableMemory: Send + Sync {
 type Slice<'a, M> =
     VolatileSlice<'a, vm_memory::bitmap::BS<'a, <<M as GuestMemoryBackend>::R as GuestMemoryRegion>::B>>;
 
-/// `length` bytes at `gpa` within one region.
+/// `length` bytes at `gpa` within one region, which is tried first if it is the hint.
 #[inline]
-fn slice<M: GuestMemoryBackend>(memory: &M, gpa: Gpa, length: usize) -> Option<Slice<'_, M>> {
-    let region = memory.find_region(GuestAddress(gpa.0))?;
+fn slice<'a, M: GuestMemoryBackend>(
+    memory: &'a M,
+    gpa: Gpa,
+    length: usize,
+    hint: &mut Option<&'a M::R>,
+) -> Option<Slice<'a, M>> {
+    let region = match *hint {
+        Some(region) if gpa.0.wrapping_sub(region.start_addr().0) < region.len() => region,
+        Some(_) | None => find(memory, gpa)?,
+    };
+    *hint = Some(region);
     let offset = gpa.0.wrapping_sub(region.start_addr().0);
     region.get_slice(MemoryRegionAddress(offset), length).ok()
 }
 
+#[inline(never)]
+fn find<M: GuestMemoryBackend>(memory: &M, gpa: Gpa) -> Option<&M::R> {
+    memory.find_region(GuestAddress(gpa.0))
+}
+
 impl<M: GuestMemoryBackend + Send + Sync> TableMemory for M {
+    type Hint<'a>
+        = Option<&'a M::R>
+    where
+        Self: 'a;
+
     #[inline]
-    fn load_words<const N: usize>(&self, gpa: Gpa) -> Option<[u64; N]> {
-        let slice = slice(self, gpa, N * size_of::<u64>())?;
+    fn load_words_near<'a, const N: usize>(
+        &'a self,
+        gpa: Gpa,
+        hint: &mut Self::Hint<'a>,
+    ) -> Option<[u64; N]> {
+        let slice = slice(self, gpa, N * size_of::<u64>(), hint)?;
         let mut words = [0; N];
         for (index, word) in words.iter_mut().enumerate() {
             let atomic = slice.get_atomic_ref::<AtomicU64>(index * size_of::<u64>()).ok()?;
@@ -66,7 +132,7 @@ impl<M: GuestMemoryBackend + Send + Sync> TableMemory for M {
     }
 
     fn compare_exchange(&self, gpa: Gpa, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        let slice = slice(self, gpa, size_of::<u64>())?;
+        let slice = slice(self, gpa, size_of::<u64>(), &mut None)?;
         let atomic = slice.get_atomic_ref::<AtomicU64>(0).ok()?;
         let result = atomic.compare_exchange(old.to_le(), new.to_le(), Ordering::AcqRel, Ordering::Acquire);
         if result.is_ok() {
@@ -122,6 +188,17 @@ mod tests {
             assert_eq!(memory.compare_exchange(Gpa(gpa), 0, 0).is_some(), there, "{name}");
         }
         assert_eq!(memory.load_words::<2>(Gpa(0x1ff8)), None, "half of it in the hole");
+    }
+
+    #[test]
+    fn a_hint_changes_nothing_but_time() {
+        let memory = memory();
+        let reader = Reader::new(&memory);
+        assert!(TableMemory::write(&memory, Gpa(0x3ff8), &[3; 8]));
+        for (gpa, there) in [(0, true), (0x2000, false), (0x3ff8, true), (0x1000, true), (0x4000, false)] {
+            assert_eq!(reader.load(Gpa(gpa)), TableMemory::load(&memory, Gpa(gpa)));
+            assert_eq!(reader.load(Gpa(gpa)).is_some(), there);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use iommu_core::{Domain, DomainId, FirstStage, Gpa, Pasid, SourceId, StageTag, TableFormat, Tag};
 
-use crate::memory::TableMemory;
+use crate::memory::{Reader, TableMemory};
 use crate::rules::Rules;
 use crate::spec::context::{ContextHigh, ContextLow};
 use crate::spec::fault::Reason;
@@ -80,6 +80,20 @@ pub struct Context<'a, M> {
     pub rules: &'a Rules,
     /// Where they start.
     pub root: RootLatch,
+}
+
+/// One look-up: what a [`Context`] holds, and where in memory it read last.
+pub(crate) struct Lookup<'a, M: TableMemory> {
+    pub(crate) memory: Reader<'a, M>,
+    pub(crate) rules: &'a Rules,
+    pub(crate) root: RootLatch,
+}
+
+impl<'a, M: TableMemory> Lookup<'a, M> {
+    #[inline]
+    pub(crate) fn new(cx: &Context<'a, M>) -> Self {
+        Self { memory: Reader::new(cx.memory), rules: cx.rules, root: cx.root }
+    }
 }
 
 /// A request that does not go ahead: why, and whether a structure on the path asks for silence.
@@ -157,7 +171,7 @@ impl ContextEntry {
 /// Looks the context entry of `source` up.
 #[inline]
 pub(crate) fn context_entry<M: TableMemory>(
-    cx: &Context<'_, M>,
+    cx: &Lookup<'_, M>,
     source: SourceId,
 ) -> Result<ContextEntry, Blocked> {
     let half =
@@ -207,7 +221,7 @@ pub(crate) struct PasidEntry {
 /// Looks the entry of `pasid`, as [`ContextEntry::select`] chose it, up.
 #[inline]
 pub(crate) fn pasid_entry<M: TableMemory>(
-    cx: &Context<'_, M>,
+    cx: &Lookup<'_, M>,
     context: &ContextEntry,
     pasid: Pasid,
 ) -> Result<PasidEntry, Blocked> {
@@ -276,6 +290,7 @@ fn stage(rules: &Rules, words: &[u64; pasid::PASID_ENTRY_WORDS]) -> Option<(Stag
 /// While translation is disabled, pass-through under domain 0.
 #[must_use]
 pub fn pasid_domain<M: TableMemory>(cx: &Context<'_, M>, source: SourceId, pasid: Option<Pasid>) -> Domain {
+    let cx = &Lookup::new(cx);
     if !cx.root.enabled() {
         return Domain::PassThrough { id: DomainId(0) };
     }

@@ -12,7 +12,9 @@ use crate::memory::TableMemory;
 use crate::rules::Rules;
 use crate::spec::fault::{Reason, Reply};
 use crate::spec::registers::TranslationTableMode;
-use crate::tables::{Blocked, Context, ContextEntry, Kind, PasidEntry, Stage, context_entry, pasid_entry};
+use crate::tables::{
+    Blocked, Context, ContextEntry, Kind, Lookup, PasidEntry, Stage, context_entry, pasid_entry,
+};
 use crate::walk::{Intent, Leaf, WriteIntent, first};
 
 /// The interrupt range: FEE0_0000h to FEEF_FFFFh.
@@ -43,11 +45,11 @@ pub(crate) const fn clear_of_interrupts(address: u64) -> Option<u32> {
 /// # Errors
 /// The request is blocked; the fault says what the device sees and whether a record is due.
 pub fn translate<M: TableMemory>(cx: &Context<'_, M>, request: &Request) -> Result<Translation, Fault> {
-    resolve(cx, request).or_else(|blocked| answer(blocked, request))
+    resolve(&Lookup::new(cx), request).or_else(|blocked| answer(blocked, request))
 }
 
 #[inline]
-fn resolve<M: TableMemory>(cx: &Context<'_, M>, request: &Request) -> Result<Translation, Blocked> {
+fn resolve<M: TableMemory>(cx: &Lookup<'_, M>, request: &Request) -> Result<Translation, Blocked> {
     let kind = match request.address_type {
         AddressType::Untranslated => Kind::Untranslated,
         AddressType::Translation { .. } => Kind::Translation,
@@ -77,7 +79,7 @@ fn resolve<M: TableMemory>(cx: &Context<'_, M>, request: &Request) -> Result<Tra
 /// What is decided without tables (§3.4, §3.14): `Some` answers the request.
 #[inline]
 fn before_tables<M: TableMemory>(
-    cx: &Context<'_, M>,
+    cx: &Lookup<'_, M>,
     kind: Kind,
     request: &Request,
 ) -> Result<Option<Translation>, Blocked> {
@@ -108,7 +110,7 @@ fn before_tables<M: TableMemory>(
 
 /// Whether the latched table mode serves the request.
 #[inline]
-fn check_mode<M>(cx: &Context<'_, M>, pasid: Option<Pasid>) -> Result<(), Blocked> {
+fn check_mode<M: TableMemory>(cx: &Lookup<'_, M>, pasid: Option<Pasid>) -> Result<(), Blocked> {
     let reason = match cx.root.mode() {
         TranslationTableMode::Scalable if cx.rules.scalable => return Ok(()),
         TranslationTableMode::AbortDma if cx.rules.abort_dma => Reason::Rta4,
@@ -134,7 +136,7 @@ fn interrupt_access(request: &Request) -> Result<Translation, Blocked> {
 /// Applies a PASID entry (§3.6, §3.8).
 #[inline]
 fn by_entry<M: TableMemory>(
-    cx: &Context<'_, M>,
+    cx: &Lookup<'_, M>,
     context: &ContextEntry,
     entry: &PasidEntry,
     request: &Request,
@@ -151,7 +153,7 @@ fn by_entry<M: TableMemory>(
         Stage::First(table) => {
             let write = write_intent(cx.rules, request);
             let intent = Intent { write, privileged };
-            let leaf = first::walk(cx.memory, cx.rules, table, request.address.0, intent)?;
+            let leaf = first::walk(&cx.memory, cx.rules, table, request.address.0, intent)?;
             let page_bits = clip(&leaf, request)?;
             let write = match request.address_type {
                 AddressType::Translation { .. } => leaf.write && write != WriteIntent::No,

@@ -3,7 +3,7 @@
 use iommu_core::Gpa;
 
 use super::{Intent, Leaf, WriteIntent};
-use crate::memory::TableMemory;
+use crate::memory::{Reader, TableMemory};
 use crate::rules::Rules;
 use crate::spec::fault::Reason;
 use crate::spec::paging::{FirstStageEntry, LEVELS};
@@ -68,7 +68,7 @@ impl Path {
 /// Translates `address`. Leaves accessed, extended-accessed and dirty bits set as the request needs them.
 #[inline]
 pub(crate) fn walk<M: TableMemory>(
-    memory: &M,
+    memory: &Reader<'_, M>,
     rules: &Rules,
     table: &FirstStageTable,
     address: u64,
@@ -94,7 +94,7 @@ pub(crate) fn walk<M: TableMemory>(
 /// Reads entries down to the leaf.
 #[inline]
 fn descend<M: TableMemory>(
-    memory: &M,
+    memory: &Reader<'_, M>,
     rules: &Rules,
     table: &FirstStageTable,
     address: u64,
@@ -139,7 +139,7 @@ fn judge(table: &FirstStageTable, path: &Path, intent: Intent) -> Result<bool, R
 /// it was read, and nothing that was read still holds.
 #[cold]
 fn update<M: TableMemory>(
-    memory: &M,
+    memory: &Reader<'_, M>,
     table: &FirstStageTable,
     path: &Path,
     used: u64,
