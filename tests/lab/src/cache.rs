@@ -63,6 +63,14 @@ impl Cache {
         Ok(path)
     }
 
+    /// The folder for files that change with the source tree at `workspace`: images and logs.
+    ///
+    /// # Errors
+    /// The folder cannot be made.
+    pub fn of_tree(&self, workspace: &Path) -> Result<PathBuf> {
+        self.folder(Path::new("tree").join(key(&[&workspace.to_string_lossy()])))
+    }
+
     /// Waits until no other lab holds `name`, then holds it until the value goes.
     ///
     /// # Errors
@@ -87,13 +95,14 @@ impl Cache {
         path.is_dir().then_some(path)
     }
 
-    /// Fills an empty folder by `build` and publishes it as the product `kind/key`.
+    /// Fills an empty folder by `build` and publishes it as the product `kind/key`. Builders of one
+    /// kind hold its [`Cache::lock`].
     ///
     /// # Errors
     /// Those of `build`; or the folder cannot be written.
     pub fn publish(&self, kind: &str, key: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
         let parent = self.folder(kind)?;
-        let part = parent.join(format!(".{key}.{}", std::process::id()));
+        let part = parent.join(format!(".{key}"));
         remove(&part)?;
         fs::create_dir_all(&part).with_context(|| format!("cannot create {}", part.display()))?;
         let outcome = build(&part);

@@ -9,6 +9,7 @@ use crate::cache::Cache;
 use crate::cli;
 use crate::materials::{Initrd, Materials};
 use crate::process::tail;
+use crate::programs;
 use crate::report::{Case, Report};
 use crate::ui::{Progress, Table};
 use crate::world::{Sink, Terminal};
@@ -31,7 +32,7 @@ pub fn run(options: &cli::Demo) -> Result<bool> {
     eprintln!("[lab] world: {}", materials.world);
     let mut console = Console::new(options.verbose);
     let codes = materials.world.run(&workload, Terminal::Output(&mut console), LIMIT)?;
-    let log = cache.root().join("demo-console.log");
+    let log = cache.of_tree(&programs::workspace())?.join("demo-console.log");
     std::fs::write(&log, &console.transcript)?;
     if console.report.cases.is_empty() {
         bail!(

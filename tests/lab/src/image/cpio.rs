@@ -2,8 +2,6 @@
 //! (kernel documentation, "initramfs buffer format").
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -73,16 +71,16 @@ impl Archive {
         self.entry(path, FOLDER, (0, 0), &[]);
     }
 
-    /// Ends the archive and writes it to `target`.
+    /// Ends the archive and puts it at `target`, whole or not at all.
     ///
     /// # Errors
     /// The file cannot be written.
     pub fn write(mut self, target: &Path) -> Result<()> {
         self.entry("TRAILER!!!", 0, (0, 0), &[]);
         let attempt = || -> std::io::Result<()> {
-            let mut file = BufWriter::new(File::create(target)?);
-            file.write_all(&self.bytes)?;
-            file.flush()
+            let part = target.with_extension("part");
+            std::fs::write(&part, &self.bytes)?;
+            std::fs::rename(&part, target)
         };
         attempt().with_context(|| format!("cannot write {}", target.display()))
     }

@@ -18,7 +18,7 @@ const BUSYBOX: &str = "busybox-static";
 /// # Errors
 /// A program does not build, or the cache cannot be written.
 pub fn build(cache: &Cache) -> Result<PathBuf> {
-    let target = cache.folder("image")?.join("guest.cpio");
+    let target = cache.of_tree(&programs::workspace())?.join("guest.cpio");
     programs_of_guest()?.write(&target)?;
     Ok(target)
 }
@@ -36,7 +36,7 @@ pub fn build_with_shell(cache: &Cache) -> Result<PathBuf> {
             archive.link(&format!("/bin/{tool}"), "busybox");
         }
     }
-    let target = cache.folder("image")?.join("shell.cpio");
+    let target = cache.of_tree(&programs::workspace())?.join("shell.cpio");
     archive.write(&target)?;
     Ok(target)
 }

@@ -19,6 +19,8 @@ use crate::process::tail;
 use crate::programs;
 use crate::qemu::{self, Qemu};
 
+/// Start of the names of folders of running machines; the process id follows.
+const RUN: &str = "cloud-";
 /// Where the workload's files stand in the machine.
 const FILES: &str = "/lab";
 /// The machine's memory is touched lazily; guests of 6 GiB fit.
@@ -63,11 +65,14 @@ impl Machine {
     /// # Errors
     /// The machine does not come to its end within `limit`, or dies.
     pub fn run(&self, workload: &Workload, mut terminal: Terminal<'_>, limit: Duration) -> Result<Vec<i32>> {
-        let folder = self.cache.folder(format!("cloud/{}", std::process::id()))?;
+        let tree = self.cache.of_tree(&programs::workspace())?;
+        remove_left_over(&tree);
+        let folder = tree.join(format!("{RUN}{}", std::process::id()));
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let files = Files {
             image: folder.join("image.cpio"),
             status: folder.join("status"),
-            log: self.cache.root().join("cloud-console.log"),
+            log: tree.join("cloud-console.log"),
             folder,
         };
         let outcome = self.boot(workload, &files, &mut terminal, limit);
@@ -133,6 +138,17 @@ impl Machine {
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "QEMU {}", self.qemu.version())
+    }
+}
+
+/// Removes folders of runs that were interrupted.
+fn remove_left_over(tree: &Path) {
+    for entry in fs::read_dir(tree).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(RUN));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
