@@ -110,11 +110,17 @@ fn verdict(case: &Case) -> &'static str {
     }
 }
 
+/// How long the case took.
+fn milliseconds(case: &Case) -> String {
+    let micro = case.figure("us").and_then(|us| us.parse::<f64>().ok());
+    micro.map_or_else(|| "-".to_owned(), |us| format!("{:.1}", us / 1000.0))
+}
+
 fn show(report: &Report, codes: &[i32]) {
     let mut table = Table::new(&["case", "result", "page requests", "ms"]);
     for case in &report.cases {
         let figure = |key: &str| case.figure(key).unwrap_or("-");
-        table.row(&[&case.name, verdict(case), figure("pr"), figure("ms")]);
+        table.row(&[&case.name, verdict(case), figure("pr"), &milliseconds(case)]);
     }
     println!("\n{table}");
     for remark in &report.remarks {

@@ -1,6 +1,6 @@
 //! Test Anything Protocol lines on a guest's console, among other text.
 //!
-//! `ok 3 - fresh mapping # pr=7 ms=12.5` is a case with figures; `Bail out!` ends a run.
+//! `ok 3 - fresh mapping # pr=7 us=12500` is a case with figures; `Bail out!` ends a run.
 
 use super::Timeline;
 

@@ -1,9 +1,18 @@
 //! One page request from end to end, as the selftest tells it.
 //!
-//! Either `{"events":[{"name":"device asks","us":0.0}, ...]}` or a flat object of names and
-//! microseconds since the start.
+//! A flat JSON object; every number in it is a moment in microseconds since the miss, and its name
+//! says what happened (`tests/guest`, svm-selftest, `report.rs`).
 
 use serde_json::Value;
+
+/// The moments in the order they happen, and how they read.
+const MOMENTS: &[(&str, &str)] = &[
+    ("miss", "device: its TLB has no translation"),
+    ("sent", "device: page request sent"),
+    ("queued", "VT-d: request in the guest's queue"),
+    ("response", "guest: page mapped, response given"),
+    ("retry", "device: translated, goes on"),
+];
 
 /// Named moments in microseconds, in order of time.
 #[derive(Clone, Debug, PartialEq)]
@@ -17,16 +26,15 @@ impl Timeline {
     #[must_use]
     pub fn parse(json: &str) -> Option<Self> {
         let value: Value = serde_json::from_str(json).ok()?;
-        let list = value.get("events").unwrap_or(&value);
-        let mut events: Vec<(String, f64)> = match list {
-            Value::Array(items) => items.iter().filter_map(event).collect(),
-            Value::Object(map) => {
-                let pairs = map.iter();
-                pairs.filter_map(|(name, at)| Some((readable(name), at.as_f64()?))).collect()
-            }
-            _ => return None,
-        };
-        events.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let moments = value.as_object()?.iter();
+        let mut events: Vec<(usize, String, f64)> = moments
+            .filter_map(|(name, at)| {
+                let (rank, text) = describe(name);
+                Some((rank, text.to_owned(), at.as_f64()?))
+            })
+            .collect();
+        events.sort_by(|a, b| a.2.total_cmp(&b.2).then(a.0.cmp(&b.0)));
+        let events: Vec<(String, f64)> = events.into_iter().map(|(_, text, at)| (text, at)).collect();
         (!events.is_empty()).then_some(Self { events })
     }
 
@@ -60,15 +68,10 @@ fn bar(from: f64, to: f64, width: usize) -> String {
     format!("{}{}", " ".repeat(from), "=".repeat((to - from).max(1)))
 }
 
-fn event(item: &Value) -> Option<(String, f64)> {
-    let map = item.as_object()?;
-    let name = map.values().find_map(Value::as_str)?;
-    let at = map.get("us").or_else(|| map.values().find(|value| value.is_number()))?;
-    Some((name.to_owned(), at.as_f64()?))
-}
-
-fn readable(name: &str) -> String {
-    name.trim_end_matches("_us").replace('_', " ")
+/// A moment's place in the order and its text; one that is not known keeps its name.
+fn describe(name: &str) -> (usize, &str) {
+    let known = MOMENTS.iter().position(|(short, _)| *short == name);
+    known.map_or((MOMENTS.len(), name), |place| (place, MOMENTS[place].1))
 }
 
 #[cfg(test)]
@@ -76,13 +79,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn both_shapes_are_read_and_ordered() {
-        let list = r#"{"events":[{"name":"response","us":40},{"name":"request","us":10.5}]}"#;
-        let flat = r#"{"response_us":40,"request_us":10.5}"#;
-        let expected = [("request".to_owned(), 10.5), ("response".to_owned(), 40.0)];
-        for json in [list, flat] {
-            assert_eq!(Timeline::parse(json).unwrap().events, expected, "{json}");
-        }
+    fn moments_are_ordered_and_words_are_none() {
+        let json = r#"{"case":"c","queued":2.5,"sent":0.0,"miss":0.0,"other":1}"#;
+        let timeline = Timeline::parse(json).unwrap();
+        let short: Vec<&str> = timeline.events.iter().map(|(text, _)| &text[..5]).collect();
+        assert_eq!(short, ["devic", "devic", "other", "VT-d:"]);
+        assert_eq!(timeline.events[0].0, MOMENTS[0].1);
         assert_eq!(Timeline::parse("[]"), None);
         assert_eq!(Timeline::parse("not json"), None);
     }
