@@ -22,7 +22,7 @@
 //! | 8 ACPI | [`dmar`] |
 //! | 9 translation structures | [`spec`] |
 //! | 11 registers | [`capability`], [`regs`], [`event`], [`spec::registers`] |
-//! | all of it put together | [`unit`] |
+//! | all of it put together | [`mod@unit`] |
 //!
 //! # Contracts
 //!
@@ -30,7 +30,7 @@
 //!   writes makes a Rust error, a panic, or work without bound.
 //! - A register write returns when all that it sets off is done: status bits, descriptors, wait statuses.
 //! - When an invalidation is done, no session of any port uses what it dropped.
-//! - Lock order: [`unit`].
+//! - Lock order: [`mod@unit`].
 //!
 //! # What it doesn't implement
 //!

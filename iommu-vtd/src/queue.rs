@@ -53,6 +53,13 @@ impl Ring {
     }
 }
 
+/// Whether there is a descriptor and no error that keeps it from being fetched.
+#[must_use]
+pub fn may_fetch(file: &RegisterFile) -> bool {
+    let status = file.get(FSTS);
+    !status.iqe() && !status.ite() && file.get(IQH) != file.get(IQT)
+}
+
 /// The next descriptor, with the head moved past it; `None` if the queue is empty or has stopped.
 ///
 /// # Errors
@@ -64,12 +71,11 @@ pub fn fetch(
     memory: &impl TableMemory,
     capability: &Capability,
 ) -> Result<Option<Descriptor>, QueueError> {
-    let status = file.get(FSTS);
-    let head = u64::from(file.get(IQH).index().value()) * 16;
-    let tail = u64::from(file.get(IQT).index().value()) * 16;
-    if status.iqe() || status.ite() || head == tail {
+    if !may_fetch(file) {
         return Ok(None);
     }
+    let head = file.get(IQH).raw_value();
+    let tail = file.get(IQT).raw_value();
     if tail >= ring.len_bytes {
         return Err(QueueError::TailOutOfRange);
     }

@@ -164,8 +164,9 @@ impl<M: TableMemory> Unit<M> {
         if span.touches_last_byte(IOTLB) {
             self.iotlb_command();
         }
-        // An error that is cleared lets the queue go on without a new tail.
-        if span.touches(FSTS) || span.touches(IQT) || span.touches(GCMD) {
+        // An error that is cleared lets the queue go on without a new tail. A handler that clears faults need not
+        // wait for its turn; who writes a tail must, even if another already took the descriptors out.
+        if span.touches(IQT) || span.touches(GCMD) || span.touches(FSTS) && self.may_fetch() {
             let _turn = self.turn.lock();
             self.process_queue();
         }
@@ -295,6 +296,11 @@ impl<M: TableMemory> Unit<M> {
             let Some(descriptor) = self.next_descriptor() else { return };
             self.act(&descriptor);
         }
+    }
+
+    fn may_fetch(&self) -> bool {
+        let state = self.state.lock();
+        state.ring.is_some() && queue::may_fetch(&state.file)
     }
 
     fn next_descriptor(&self) -> Option<Descriptor> {

@@ -2,7 +2,7 @@
 //!
 //! `PROPTEST_CASES` sets the number of scenarios; each makes six requests and one page request on the same
 //! memory, and compares the answers and all of memory.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod oracle;
 
@@ -27,6 +27,10 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 const PAGE: u64 = 4096;
 const PAGES: u64 = 12;
+const fn page_at(number: u64) -> u64 {
+    number * PAGE
+}
+
 const SOURCES: [u16; 4] = [0x0018, 0x0098, 0x1218, 0x0019];
 const PASIDS: [u32; 6] = [0, 5, 63, 64, 0x2000, 0xf_ffff];
 /// Input addresses: both halves, both widths, around the interrupt range, and not canonical.
@@ -216,11 +220,11 @@ fn lay_out(tables: &Tables) -> Image {
         path.push(usize::try_from(at / 8).unwrap());
         image.0[usize::try_from(at / 8).unwrap()] = word;
     };
-    put(0, PAGE | 1);
-    put(8, 2 * PAGE | 1);
+    put(0, page_at(1) | 1);
+    put(8, page_at(2) | 1);
     let [dte, paside, pre, fpd] = tables.context.map(u64::from);
     let context = [
-        3 * PAGE | tables.pdts << 9 | pre << 4 | paside << 3 | dte << 2 | fpd << 1 | 1,
+        page_at(3) | tables.pdts << 9 | pre << 4 | paside << 3 | dte << 2 | fpd << 1 | 1,
         u64::from(tables.rid_pasid) | u64::from(tables.rid_priv) << 20,
         0,
         0,
@@ -231,14 +235,14 @@ fn lay_out(tables: &Tables) -> Image {
         }
     }
     for (index, page) in [(0, 4), (1, 5)] {
-        put(3 * PAGE + index * 8, page * PAGE | u64::from(tables.fpd[0]) << 1 | 1);
+        put(3 * PAGE + index * 8, page_at(page) | u64::from(tables.fpd[0]) << 1 | 1);
     }
     let top = if tables.five_level { 6 } else { 7 };
     let [pwsnp, pgsnp, sre, wpe, eafe] = tables.entry.map(u64::from);
     let entry = [
         tables.pgtt << 6 | u64::from(tables.fpd[1]) << 1 | 1,
         u64::from(tables.domain) | pwsnp << 23 | pgsnp << 24,
-        top * PAGE | u64::from(tables.five_level) << 2 | sre | wpe << 4 | eafe << 7,
+        page_at(top) | u64::from(tables.five_level) << 2 | sre | wpe << 4 | eafe << 7,
     ];
     for index in [5, 0, 63] {
         for (word, value) in (0..).zip(entry) {

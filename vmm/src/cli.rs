@@ -65,7 +65,7 @@ pub(crate) struct RunArgs {
     /// Guest memory in MiB, a multiple of 2
     #[arg(long, value_name = "N", default_value_t = 512)]
     pub(crate) memory_mib: u64,
-    /// Add the SVM endpoint. Options, comma-separated: queues=1..16 (8), depth=power of two up to 1024 (64), ats=on|off (on), pri=on|off (on)
+    /// Add the SVM endpoint. Options, comma-separated: queues=1 to 16 (8), depth=2 to 1024, a power of two (64), ats=on|off (on), pri=on|off (on)
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) svm: Option<String>,
     /// The VT-d unit

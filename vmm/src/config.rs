@@ -5,7 +5,10 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use crate::cli::RunArgs;
+use devices::svm::SvmConfig;
+use devices::svm::spec::{DEPTH_LOG2, MAX_QUEUES};
+
+use crate::cli::{RunArgs, Switch};
 use crate::layout::low;
 
 /// vCPUs at most: APIC ids stay below 255, and the 8-bit fields of CPUID hold their number.
@@ -104,25 +107,6 @@ pub(crate) enum SerialTarget {
     File(File),
 }
 
-/// The SVM endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SvmConfig {
-    /// Work queues, 1 to 16.
-    pub(crate) queues: u16,
-    /// Descriptors a queue holds, a power of two up to 1024.
-    pub(crate) depth: u16,
-    /// Offers ATS.
-    pub(crate) ats: bool,
-    /// Offers PRI.
-    pub(crate) pri: bool,
-}
-
-impl Default for SvmConfig {
-    fn default() -> Self {
-        Self { queues: 8, depth: 64, ats: true, pri: true }
-    }
-}
-
 /// One machine.
 #[derive(Debug)]
 pub(crate) struct Config {
@@ -137,10 +121,8 @@ pub(crate) struct Config {
     /// RAM in bytes, a multiple of 2 MiB.
     pub(crate) memory_bytes: u64,
     /// The SVM endpoint, if there is to be one.
-    #[allow(dead_code, reason = "joined in a moment")]
     pub(crate) svm: Option<SvmConfig>,
     /// Whether there is a VT-d unit.
-    #[allow(dead_code, reason = "joined in a moment")]
     pub(crate) iommu: bool,
     /// Serial console.
     pub(crate) serial: SerialTarget,
@@ -155,7 +137,7 @@ impl TryFrom<RunArgs> for Config {
         Ok(Self {
             cpus: check_cpus(args.cpus)?,
             memory_bytes: check_memory(args.memory_mib)?,
-            svm: args.svm.as_deref().map(parse_svm).transpose()?,
+            svm: check_svm(args.svm.as_deref(), args.iommu)?,
             cmdline: check_cmdline(args.cmdline)?,
             kernel: open_kernel(&args.kernel)?,
             initrd: args.initrd.as_deref().map(open_initrd).transpose()?,
@@ -200,6 +182,17 @@ fn check_cmdline(cmdline: String) -> Result<String, Complaint> {
     Ok(cmdline)
 }
 
+fn check_svm(options: Option<&str>, iommu: Switch) -> Result<Option<SvmConfig>, Complaint> {
+    if options.is_some() && !iommu.is_on() {
+        return Err(Complaint::new(
+            "--svm",
+            "the endpoint works behind the VT-d unit only",
+            "give --iommu on",
+        ));
+    }
+    options.map(parse_svm).transpose()
+}
+
 fn parse_svm(options: &str) -> Result<SvmConfig, Complaint> {
     let mut config = SvmConfig::default();
     for option in options.split(',').filter(|option| !option.is_empty()) {
@@ -210,7 +203,7 @@ fn parse_svm(options: &str) -> Result<SvmConfig, Complaint> {
             return Err(complaint("no value", "write key=value, such as queues=8"));
         };
         let number = |max: u16| {
-            let wanted = value.parse().ok().filter(|n| (1..=max).contains(n));
+            let wanted: Option<u16> = value.parse().ok().filter(|n| (1..=max).contains(n));
             wanted.ok_or_else(|| complaint("not a number in range", &format!("give 1 to {max}")))
         };
         let switch = || match value {
@@ -219,12 +212,10 @@ fn parse_svm(options: &str) -> Result<SvmConfig, Complaint> {
             _ => Err(complaint("neither on nor off", "give on or off")),
         };
         match key {
-            "queues" => config.queues = number(16)?,
+            "queues" => config.queues = u8::try_from(number(MAX_QUEUES.into())?).unwrap_or(MAX_QUEUES),
             "depth" => {
-                config.depth = number(1024)?;
-                if !config.depth.is_power_of_two() {
-                    return Err(complaint("not a power of two", "give 1, 2, 4 up to 1024"));
-                }
+                config.depth_log2 = depth_log2(value)
+                    .ok_or_else(|| complaint("not a depth", "give a power of two from 2 to 1024"))?
             }
             "ats" => config.ats = switch()?,
             "pri" => config.pri = switch()?,
@@ -235,6 +226,13 @@ fn parse_svm(options: &str) -> Result<SvmConfig, Complaint> {
         return Err(Complaint::new("--svm pri=on", "page requests need ATS", "give ats=on, or pri=off too"));
     }
     Ok(config)
+}
+
+/// The logarithm of a depth that queues can have. **Pure.**
+fn depth_log2(value: &str) -> Option<u8> {
+    let depth: u32 = value.parse().ok().filter(|depth: &u32| depth.is_power_of_two())?;
+    let log2 = u8::try_from(depth.trailing_zeros()).ok()?;
+    DEPTH_LOG2.contains(&log2).then_some(log2)
 }
 
 fn open_regular(path: &Path, option: &str, what: &str) -> Result<(File, u64), Complaint> {
@@ -362,6 +360,8 @@ mod tests {
             ("svm key", vec!["--kernel", &kernel, "--svm", "size=1"], "known are"),
             ("svm value", vec!["--kernel", &kernel, "--svm", "queues=17"], "1 to 16"),
             ("svm depth", vec!["--kernel", &kernel, "--svm", "depth=48"], "power of two"),
+            ("svm depth 1", vec!["--kernel", &kernel, "--svm", "depth=1"], "power of two"),
+            ("svm alone", vec!["--kernel", &kernel, "--svm", "--iommu", "off"], "give --iommu on"),
             ("svm switch", vec!["--kernel", &kernel, "--svm", "ats=yes"], "on or off"),
             ("svm pri without ats", vec!["--kernel", &kernel, "--svm", "ats=off"], "need ATS"),
         ] {

@@ -1,7 +1,7 @@
 //! The machine: the one place where all parts meet. It only constructs.
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use devices::bus::{Bus, BusError};
@@ -13,26 +13,28 @@ use devices::reset::{
     KeyboardReset, MachineEvent, MachineEvents, PanicPort, ResetControl, ResetRegister, SleepRegisters,
 };
 use devices::serial::Serial;
+use devices::svm::{SvmConfig, SvmFunction};
 use iommu_core::{MsiSink, SourceId};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::boot::cpuid::{Paging, Place};
+use crate::boot::cpuid::Place;
 use crate::boot::linux::{self, Entry};
 use crate::boot::{params, regs};
 use crate::config::{Complaint, Config, SerialTarget, reasons};
 use crate::event_loop::{self, Keyboard};
+use crate::iommu::{IOAPIC_SOURCE, Iommu};
 use crate::kvm::irq::{IoapicRoutes, KvmMsi};
 use crate::kvm::vcpu::{Exits, Vcpus};
 use crate::kvm::vm::Vm;
-use crate::layout::{ECAM, HIGH_RAM_START, IOAPIC, LOW_RAM_LIMIT, PCI_MMIO32, gsi, port};
+use crate::layout::{ECAM, HIGH_RAM_START, IOAPIC, LOW_RAM_LIMIT, PCI_MMIO32, VTD, gsi, port};
 use crate::memory::{self, GuestRam};
 use crate::outcome::{Ending, Outcome};
 use crate::terminal::RawTerminal;
 use crate::{acpi, start_report};
 
-/// The IOAPIC's requester id, in the DMAR table and in its messages: no bus has it.
-const IOAPIC_SOURCE: SourceId = SourceId::from_bdf(0xff, 0, 0);
+/// Where the SVM endpoint sits: an integrated endpoint on the root bus.
+const SVM_DEVICE: u8 = 1;
 
 /// A machine that is ready to run.
 pub(crate) struct Machine {
@@ -58,13 +60,22 @@ impl Machine {
         check_width(config.memory_bytes, vm.physical_bits())?;
         let ending = Ending::new().map_err(|error| host_refused("an event", &error))?;
         let ending = Arc::new(ending);
-        let entry = load(&ram, &mut config)?;
-        let mut wiring = Wiring::new(&vm, ending.clone());
+        let message: Arc<dyn MsiSink> = Arc::new(KvmMsi::new(vm.fd().clone()));
+        let iommu = match config.iommu {
+            true => Some(Iommu::new(&ram, vm.physical_bits(), vm.paging(), message.clone())),
+            false => None,
+        };
+        let iommu = iommu.transpose().map_err(|error| impossible(&error))?;
+        let entry = load(&ram, &mut config, iommu.as_ref())?;
+        let mut wiring = Wiring::new(&vm, message, ending.clone());
         let keyboard = wiring.add_serial(config.serial)?;
         wiring.add_platform(config.exit_port)?;
-        wiring.add_pci()?;
+        wiring.add_pci(config.svm, iommu.as_ref())?;
+        let paging = iommu.as_ref().map_or(vm.paging(), Iommu::paging);
+        if let Some(iommu) = iommu {
+            wiring.mmio.insert(VTD, Arc::new(iommu))?;
+        }
         let exits = wiring.finish();
-        let paging = Paging { five_level: false, gib_pages: false };
         let cpus = (0..config.cpus)
             .map(|apic_id| {
                 let place = Place { apic_id, cpus: config.cpus };
@@ -114,7 +125,7 @@ fn check_width(memory_bytes: u64, bits: u8) -> Result<(), Complaint> {
 }
 
 /// Puts everything into memory that the guest finds there.
-fn load(ram: &GuestRam, config: &mut Config) -> Result<Entry, Complaint> {
+fn load(ram: &GuestRam, config: &mut Config, iommu: Option<&Iommu>) -> Result<Entry, Complaint> {
     let too_small = |what: &str| {
         let thing = format_args!("--memory-mib {}", config.memory_bytes >> 20).to_string();
         Complaint::new(thing, format_args!("too small for {what}"), "raise it")
@@ -123,7 +134,8 @@ fn load(ram: &GuestRam, config: &mut Config) -> Result<Entry, Complaint> {
     let kernel = linux::load_kernel(ram, &mut config.kernel, low_end)?;
     let initrd =
         config.initrd.as_mut().map(|initrd| linux::load_initrd(ram, initrd, &kernel, low_end)).transpose()?;
-    let machine = acpi::Machine { cpus: config.cpus, panic_port: true, dmar: None };
+    let dmar = iommu.map(Iommu::dmar);
+    let machine = acpi::Machine { cpus: config.cpus, dmar: dmar.as_deref() };
     let rsdp = acpi::write(ram, &machine).map_err(|_| too_small("the ACPI tables"))?;
     let told = params::Told { memory_bytes: config.memory_bytes, cmdline: &config.cmdline, initrd, rsdp };
     params::write(ram, &kernel, &told).map_err(|_| too_small("boot parameters"))?;
@@ -136,18 +148,19 @@ struct Wiring {
     mmio: Bus,
     ports: Bus,
     ioapic: Arc<IoApic>,
+    /// Where the interrupts of devices go.
+    message: Arc<dyn MsiSink>,
     events: MachineEvents,
     ending: Arc<Ending>,
 }
 
 impl Wiring {
-    fn new(vm: &Vm, ending: Arc<Ending>) -> Self {
-        let message: Arc<dyn MsiSink> = Arc::new(KvmMsi::new(vm.fd().clone()));
+    fn new(vm: &Vm, message: Arc<dyn MsiSink>, ending: Arc<Ending>) -> Self {
         let routes = Arc::new(IoapicRoutes::new(vm.fd().clone()));
-        let ioapic = IoApic::new(IOAPIC_SOURCE, message, Some(routes));
+        let ioapic = IoApic::new(IOAPIC_SOURCE, message.clone(), Some(routes));
         let asked = ending.clone();
         let events: MachineEvents = Arc::new(move |event| asked.request(outcome_of(event)));
-        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, events, ending }
+        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, message, events, ending }
     }
 
     /// The serial port; where to put what the user types, if it is to go there.
@@ -184,10 +197,18 @@ impl Wiring {
     }
 
     /// The PCI root with its functions.
-    fn add_pci(&mut self) -> Result<(), Complaint> {
+    fn add_pci(&mut self, svm: Option<SvmConfig>, iommu: Option<&Iommu>) -> Result<(), Complaint> {
         let mut root = PciRoot::default();
         let bridge = HostBridge::new().map_err(|error| impossible(&error))?;
         root.insert(0, 0, Arc::new(bridge)).map_err(|error| impossible(&error))?;
+        if let (Some(config), Some(iommu)) = (svm, iommu) {
+            let source = SourceId::from_bdf(0, SVM_DEVICE, 0);
+            let svm = SvmFunction::new(config, &iommu.dma(source), self.message.clone());
+            let svm = svm.map_err(|error| impossible(&error))?;
+            let endpoint: Weak<SvmFunction<GuestRam>> = Arc::downgrade(&svm);
+            iommu.unit().attach_endpoint(source, endpoint);
+            root.insert(SVM_DEVICE, 0, svm).map_err(|error| impossible(&error))?;
+        }
         let root = Arc::new(root);
         self.mmio.insert(ECAM, Arc::new(Ecam(root.clone())))?;
         self.mmio.insert(PCI_MMIO32, Arc::new(MmioWindow::new(root.clone(), PCI_MMIO32)))?;

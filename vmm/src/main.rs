@@ -5,6 +5,7 @@
 //! | [`cli`], [`config`] | what the user wants, checked |
 //! | [`machine`] | where everything is put together, and nothing else |
 //! | [`layout`], [`memory`] | the guest's address space and RAM |
+//! | [`iommu`] | the VT-d unit as this machine has it |
 //! | [`kvm`] | virtual machine, CPUs, interrupts |
 //! | [`boot`], [`acpi`] | how a kernel is started and what it is told |
 //! | [`event_loop`], [`terminal`], [`outcome`] | the run: console, signals, end |
@@ -16,6 +17,7 @@ mod cli;
 mod config;
 mod doctor;
 mod event_loop;
+mod iommu;
 mod kvm;
 mod layout;
 mod machine;

@@ -3,6 +3,8 @@
 //! Written from the manual's rules alone: structures are strings of bits addressed by the manual's positions,
 //! every check stands where the manual lists it, and nothing is shared with the crate.
 
+mod first_stage;
+
 /// The registers that matter, as raw values.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Registers {
@@ -195,13 +197,7 @@ fn judge(regs: &Registers, memory: &mut Image, request: &Request) -> Result<Outc
         let bits = largest_clear(address, identity_bits);
         return Ok(Outcome::Page { output: address, bits, read: true, write: true, domain: None });
     }
-    match regs.rtaddr >> 10 & 3 {
-        0b00 if prefix.is_some() => return Err(Failed(0x31, false)),
-        0b00 => return Err(Failed(0x03, false)),
-        0b01 if regs.ecap(43) => {}
-        0b11 if regs.ecap(52) => return Err(Failed(0x33, false)),
-        _ => return Err(Failed(0x30, false)),
-    }
+    table_mode(regs, if prefix.is_some() { 0x31 } else { 0x03 })?;
     let pss_bits = (regs.ecap >> 35 & 31) + 1;
     let context = context(regs, memory, request.source);
     if prefix.is_some_and(|pasid| u64::from(pasid) >= 1 << pss_bits) {
@@ -213,18 +209,7 @@ fn judge(regs: &Registers, memory: &mut Image, request: &Request) -> Result<Outc
     if !untranslated && !context.bit(2) {
         return Err(Failed(0x44, fpd));
     }
-    let pasid_limit = 1 << (context.field(11, 9) + 13);
-    if let Some(pasid) = prefix {
-        if !context.bit(3) {
-            return Err(Failed(0x45, fpd));
-        }
-        if u64::from(pasid) >= pasid_limit {
-            return Err(Failed(0x46, fpd));
-        }
-        if u64::from(pasid) == context.field(83, 64) {
-            return Err(Failed(0x48, fpd));
-        }
-    }
+    check_prefix(&context, prefix)?;
     if request.at == AddressType::Translated {
         return pass_through(regs, request, identity_bits, None).map_err(|code| Failed(code, fpd));
     }
@@ -250,9 +235,35 @@ fn judge(regs: &Registers, memory: &mut Image, request: &Request) -> Result<Outc
     let domain = u16::try_from(entry.field(79, 64)).unwrap();
     match entry.field(8, 6) {
         0b100 => pass_through(regs, request, identity_bits, Some(domain)).map_err(fail),
-        0b001 => first_stage(regs, memory, &entry, request, privileged, domain).map_err(fail),
+        0b001 => first_stage::translate(regs, memory, &entry, request, privileged).map_err(fail),
         _ => unreachable!("checked with the entry"),
     }
+}
+
+/// Whether the tables are those of scalable mode; `legacy` is the fault if they are the older ones.
+fn table_mode(regs: &Registers, legacy: u8) -> Result<(), Failed> {
+    match regs.rtaddr >> 10 & 3 {
+        0b00 => Err(Failed(legacy, false)),
+        0b01 if regs.ecap(43) => Ok(()),
+        0b11 if regs.ecap(52) => Err(Failed(0x33, false)),
+        _ => Err(Failed(0x30, false)),
+    }
+}
+
+/// Whether the context entry serves this PASID.
+fn check_prefix(context: &Bits, prefix: Option<u32>) -> Result<(), Failed> {
+    let fpd = context.bit(1);
+    let Some(pasid) = prefix.map(u64::from) else { return Ok(()) };
+    if !context.bit(3) {
+        return Err(Failed(0x45, fpd));
+    }
+    if pasid >= 1 << (context.field(11, 9) + 13) {
+        return Err(Failed(0x46, fpd));
+    }
+    if pasid == context.field(83, 64) {
+        return Err(Failed(0x48, fpd));
+    }
+    Ok(())
 }
 
 fn context(regs: &Registers, memory: &Image, source: u16) -> Result<Bits, Failed> {
@@ -376,93 +387,6 @@ fn pass_through(
     Ok(Outcome::Page { output: request.address, bits, read: true, write, domain })
 }
 
-fn first_stage(
-    regs: &Registers,
-    memory: &mut Image,
-    pasid_entry: &Bits,
-    request: &Request,
-    privileged: bool,
-    domain: u16,
-) -> Result<Outcome, u8> {
-    let address = request.address;
-    let levels = if pasid_entry.field(131, 130) == 1 { 5 } else { 4 };
-    let sign = 12 + 9 * levels - 1;
-    let upper: Vec<bool> = (sign..64).map(|position| address >> position & 1 == 1).collect();
-    if upper.contains(&true) && upper.contains(&false) {
-        return Err(0x80);
-    }
-    let mut used: Vec<(u64, Bits)> = Vec::new();
-    let mut table = pasid_entry.field(191, 140) << 12;
-    let mut level = levels;
-    let page_bits = loop {
-        let shift = 12 + 9 * (level - 1);
-        let at = table + (address >> shift & 0x1ff) * 8;
-        let entry = memory.structure(at, 1).ok_or(if level == levels { 0x73 } else { 0x70 })?;
-        if !entry.bit(0) {
-            return Err(0x71);
-        }
-        let large = entry.bit(7) && level > 1;
-        let reserved = entry.any(51, regs.haw.min(51)) && regs.haw < 52
-            || level >= 4 && large
-            || level == 3 && large && !regs.cap(56)
-            || level == 3 && large && entry.any(29, 13)
-            || level == 2 && large && entry.any(20, 13);
-        if reserved {
-            return Err(0x72);
-        }
-        table = entry.field(51, 12) << 12;
-        used.push((at, entry));
-        if large || level == 1 {
-            break shift;
-        }
-        level -= 1;
-    };
-    if !privileged && used.iter().any(|(_, entry)| !entry.bit(2)) {
-        return Err(0x81);
-    }
-    let writable = used.iter().all(|(_, entry)| entry.bit(1)) || privileged && !pasid_entry.bit(132);
-    let wants = wants_write(regs, request);
-    let asks = matches!(request.at, AddressType::Translation { .. });
-    if wants && !writable && !asks {
-        return Err(0x85);
-    }
-    // Accessed, extended accessed, dirty.
-    let eafe = pasid_entry.bit(135);
-    let mut updates = Vec::new();
-    for (index, (at, entry)) in used.iter().enumerate() {
-        let is_leaf = index + 1 == used.len();
-        let mut word = entry.0[0] | 1 << 5;
-        if eafe {
-            word |= 1 << 10;
-        }
-        if is_leaf && wants && writable {
-            word |= 1 << 6;
-        }
-        if word != entry.0[0] {
-            updates.push((*at, word));
-        }
-    }
-    if !updates.is_empty() && !(regs.ecap(48) && pasid_entry.bit(87)) {
-        return Err(0x90);
-    }
-    for (at, word) in updates {
-        memory.set(at, word);
-    }
-    let (leaf_at, leaf) = used.last().unwrap();
-    let page = leaf.field(51, page_bits) << page_bits;
-    let output = page + (address & ((1 << page_bits) - 1));
-    if interrupt_range(output) || asks && touches_interrupts(page, page_bits) {
-        return Err(0x87);
-    }
-    let mut bits = page_bits;
-    while touches_interrupts(output, bits) || request.pasid.is_none() && touches_interrupts(address, bits) {
-        bits -= 1;
-    }
-    let dirty = memory.word(*leaf_at).unwrap() >> 6 & 1 == 1;
-    let write = writable && if asks { wants } else { dirty };
-    Ok(Outcome::Page { output, bits, read: true, write, domain: Some(domain) })
-}
-
 /// A page request: the domain and PASID whose translations of the page are dropped before it is queued, or the
 /// fault code and whether it is recorded. Translation is enabled.
 pub(crate) fn page_request(
@@ -472,25 +396,10 @@ pub(crate) fn page_request(
     prefix: Option<u32>,
 ) -> Result<(u16, u64), (u8, bool)> {
     let checks = || {
-        match regs.rtaddr >> 10 & 3 {
-            0b00 => return Err(Failed(0x32, false)),
-            0b01 if regs.ecap(43) => {}
-            0b11 if regs.ecap(52) => return Err(Failed(0x33, false)),
-            _ => return Err(Failed(0x30, false)),
-        }
+        table_mode(regs, 0x32)?;
         let context = context(regs, memory, source)?;
         let fpd = context.bit(1);
-        if let Some(pasid) = prefix {
-            if !context.bit(3) {
-                return Err(Failed(0x45, fpd));
-            }
-            if u64::from(pasid) >= 1 << (context.field(11, 9) + 13) {
-                return Err(Failed(0x46, fpd));
-            }
-            if u64::from(pasid) == context.field(83, 64) {
-                return Err(Failed(0x48, fpd));
-            }
-        }
+        check_prefix(&context, prefix)?;
         if !context.bit(4) {
             return Err(Failed(0x47, fpd));
         }

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 
 use crate::driver::{
-    Driver, ENDPOINT, FAULT_EVENT, FSTS, Machine, Memory, PAGE_EVENT, PAGE_QUEUE, PQH, PQT, PRS, desc,
+    Driver, ENDPOINT, FAULT_EVENT, FSTS, Machine, Memory, PAGE_EVENT, PAGE_QUEUE, PQH, PQT, PRS, TE, desc,
 };
 
 const PASID: Option<Pasid> = Pasid::new(1);
@@ -177,4 +177,42 @@ fn dma_without_pasid_is_invalidated_by_the_pasid_that_stands_for_it() {
     drop(session);
     assert_eq!((machine.read32(FSTS), machine.interrupts()), (2, vec![FAULT_EVENT]));
     assert_eq!(machine.read64(0x228), 0x8000_0071_0000_0000 | u64::from(ENDPOINT.0));
+}
+
+/// The retry after a page request must see what the guest changed, so the old translation goes before the
+/// request is queued; and only that.
+#[test]
+fn a_page_request_drops_the_page_it_asks_for() {
+    let machine = Machine::new();
+    let (_driver, tables) = Driver::booted(&machine);
+    let process = tables.context(ENDPOINT).pasid(1).first_stage(PROCESS);
+    process.map(VIRTUAL, FRAME, PageSize::Size4K, flags::READY);
+    process.map(VIRTUAL + 0x1000, FRAME, PageSize::Size4K, flags::READY);
+    let mut port = machine.dma().port();
+    for address in [VIRTUAL, VIRTUAL + 0x1000] {
+        assert!(port.session(PASID).translate(Iova(address), Access::Read).is_ok());
+    }
+    assert_eq!(machine.unit.ports().cached(), 2);
+    assert_eq!(machine.unit.page_request(&page_request(VIRTUAL + 8, 1)), PageRequestOutcome::Queued);
+    assert_eq!(machine.unit.ports().cached(), 1);
+}
+
+/// Records go round the registers; switching translation off starts again with the first.
+#[test]
+fn fault_records_start_over_with_translation() {
+    let machine = Machine::new();
+    let (driver, tables) = Driver::booted(&machine);
+    tables.context(ENDPOINT).without_pasid().first_stage(2);
+    let fault_at = |address| {
+        let request = Request::untranslated(ENDPOINT, None, Iova(address), Access::Read);
+        machine.unit.report(&machine.unit.translate(&request).unwrap_err());
+        let index = u64::from(machine.read32(FSTS) >> 8);
+        assert_eq!(machine.read64(0x220 + 16 * index), address);
+        machine.write32(0x22c + 16 * index, 1 << 31);
+        index
+    };
+    assert_eq!((fault_at(0x1000), fault_at(0x2000)), (0, 1));
+    driver.level(TE, false);
+    driver.level(TE, true);
+    assert_eq!(fault_at(0x3000), 0);
 }

@@ -8,20 +8,18 @@ use acpi_tables::aml::{
 use acpi_tables::sdt::Sdt;
 use devices::reset::SleepRegisters;
 
-use super::{Machine, OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
+use super::{HEADER, OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
 use crate::layout::{ECAM, PCI_MMIO32, gsi, port};
 
-/// Bytes of an ACPI table header.
-const HEADER: u32 = 36;
 /// Slots of bus 0 and their INTx pins.
 const SLOTS: u32 = 32;
 const PINS: u32 = 4;
 
 /// The whole table.
-pub(super) fn table(machine: &Machine<'_>) -> Vec<u8> {
+pub(super) fn table() -> Vec<u8> {
     let mut sdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     sdt.append_slice(&host_bridge());
-    sdt.append_slice(&legacy_devices(machine));
+    sdt.append_slice(&legacy_devices());
     sdt.append_slice(&sleep_state());
     sdt.as_slice().to_vec()
 }
@@ -78,7 +76,7 @@ fn interrupt_routing() -> PackageBuilder {
 }
 
 /// The serial port, and the port on which guests report panics.
-fn legacy_devices(machine: &Machine<'_>) -> Vec<u8> {
+fn legacy_devices() -> Vec<u8> {
     let serial_resources = ResourceTemplate::new(vec![
         &IO::new(short(port::SERIAL.start), short(port::SERIAL.start), 1, 8),
         &Interrupt::new(true, true, false, false, u32::from(gsi::SERIAL)),
@@ -106,13 +104,7 @@ fn legacy_devices(machine: &Machine<'_>) -> Vec<u8> {
         ],
     )
     .to_bytes();
-    let mut devices: Vec<&dyn Aml> = Vec::new();
-    let (serial, panic) = (Raw(&serial), Raw(&panic));
-    devices.push(&serial);
-    if machine.panic_port {
-        devices.push(&panic);
-    }
-    bytes(&Scope::new("_SB_".into(), devices))
+    bytes(&Scope::new("_SB_".into(), vec![&Raw(&serial), &Raw(&panic)]))
 }
 
 /// `\_S5`: the value for the sleep control register that powers off.

@@ -4,10 +4,12 @@ use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::mcfg::MCFG;
+use acpi_tables::sdt::Sdt;
 use devices::reset::{ResetRegister, SleepRegisters};
+use iommu_vtd::dmar;
 use zerocopy::{Immutable, IntoBytes};
 
-use super::{OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
+use super::{HEADER, OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
 use crate::layout::{ECAM, IOAPIC, IOAPIC_ID, LOCAL_APIC, port};
 
 /// IA-PC boot flags (§5.2.9.3): no VGA, no CMOS clock. Neither 8042 (bit 1) nor other legacy devices (bit 0).
@@ -54,6 +56,13 @@ pub(super) fn mcfg() -> Vec<u8> {
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     mcfg.add_ecam(ECAM.start, 0, 0, u8::MAX);
     bytes(&mcfg)
+}
+
+/// The DMAR table around `body`.
+pub(super) fn dmar(body: &[u8]) -> Vec<u8> {
+    let mut sdt = Sdt::new(dmar::SIGNATURE, HEADER, dmar::REVISION, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    sdt.append_slice(body);
+    sdt.as_slice().to_vec()
 }
 
 /// Processor Local x2APIC structure (§5.2.12.12).

@@ -15,6 +15,8 @@ use crate::memory::GuestRam;
 const OEM_ID: [u8; 6] = *b"SVMM  ";
 const OEM_TABLE_ID: [u8; 8] = *b"SVMMTABL";
 const OEM_REVISION: u32 = 1;
+/// Bytes of an ACPI table header.
+const HEADER: u32 = 36;
 /// Tables start on this boundary.
 const ALIGNMENT: u64 = 16;
 
@@ -22,9 +24,7 @@ const ALIGNMENT: u64 = 16;
 pub(crate) struct Machine<'a> {
     /// CPUs; APIC ids are their numbers.
     pub(crate) cpus: u32,
-    /// Whether the PNP device that reports panics is there.
-    pub(crate) panic_port: bool,
-    /// The whole DMAR table, if there is a VT-d unit.
+    /// The DMAR table after its header, if there is a VT-d unit.
     pub(crate) dmar: Option<&'a [u8]>,
 }
 
@@ -47,13 +47,13 @@ pub(crate) fn write(ram: &GuestRam, machine: &Machine<'_>) -> Result<u64, Error>
         ram.write_slice(table, GuestAddress(address)).map_err(|_| Error)?;
         Ok(address)
     };
-    let dsdt = put(&dsdt::table(machine))?;
+    let dsdt = put(&dsdt::table())?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     for table in [fixed::fadt(dsdt), fixed::madt(machine.cpus), fixed::mcfg()] {
         xsdt.add_entry(put(&table)?);
     }
     if let Some(dmar) = machine.dmar {
-        xsdt.add_entry(put(dmar)?);
+        xsdt.add_entry(put(&fixed::dmar(dmar))?);
     }
     let rsdp = Rsdp::new(OEM_ID, put(&bytes(&xsdt))?);
     ram.write_slice(&bytes(&rsdp), GuestAddress(low::ACPI.start)).map_err(|_| Error)?;
@@ -86,9 +86,8 @@ mod tests {
     #[test]
     fn all_tables_are_reached_from_the_rsdp_with_good_checksums() {
         let ram = allocate(2 << 20).unwrap();
-        let dmar = fixed::mcfg();
         for cpus in [1, 4, MAX_CPUS] {
-            let rsdp = write(&ram, &Machine { cpus, panic_port: true, dmar: Some(&dmar) }).unwrap();
+            let rsdp = write(&ram, &Machine { cpus, dmar: Some(&[45; 36]) }).unwrap();
             let mut head = [0; 36];
             ram.read_slice(&mut head, GuestAddress(rsdp)).unwrap();
             assert_eq!((&head[..8], sum(&head[..20]), sum(&head)), (&b"RSD PTR "[..], 0, 0));
@@ -108,7 +107,7 @@ mod tests {
                     assert_eq!(table.len(), 44 + cpus as usize * 8 + 12 + 6);
                 }
             }
-            assert_eq!(found, [b"FACP", b"APIC", b"MCFG", b"MCFG"]);
+            assert_eq!(found, [b"FACP", b"APIC", b"MCFG", b"DMAR"]);
         }
     }
 }

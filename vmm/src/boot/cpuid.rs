@@ -127,6 +127,15 @@ pub(crate) fn physical_bits(entries: &[kvm_cpuid_entry2]) -> u8 {
     leaf.map_or(36, |entry| entry.eax.to_le_bytes()[0])
 }
 
+/// The table formats that the set has. **Pure.**
+pub(crate) fn paging(entries: &[kvm_cpuid_entry2]) -> Paging {
+    let find = |function| entries.iter().find(|entry| (entry.function, entry.index) == (function, 0));
+    Paging {
+        five_level: find(7).is_some_and(|entry| entry.ecx & LA57 != 0),
+        gib_pages: find(0x8000_0001).is_some_and(|entry| entry.edx & PAGE_1GB != 0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,7 +156,9 @@ mod tests {
         let supported = [entry(7, 0, [0, 0, u32::MAX, 0]), entry(0x8000_0001, 0, [0, 0, 0, u32::MAX])];
         for five_level in [false, true] {
             for gib_pages in [false, true] {
-                let seen = filter(&supported, Paging { five_level, gib_pages }, FIRST_OF_FOUR);
+                let paging = Paging { five_level, gib_pages };
+                let seen = filter(&supported, paging, FIRST_OF_FOUR);
+                assert_eq!(super::paging(&seen), paging);
                 assert_eq!(find(&seen, 7, 0).ecx & LA57 != 0, five_level);
                 assert_eq!(find(&seen, 0x8000_0001, 0).edx & PAGE_1GB != 0, gib_pages);
                 assert_eq!(find(&seen, 7, 0).ecx & ENQCMD, 0);

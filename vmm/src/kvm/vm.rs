@@ -73,6 +73,11 @@ impl Vm {
         cpuid::physical_bits(self.cpuid.as_slice())
     }
 
+    /// The table formats that this host's CPUs have.
+    pub(crate) fn paging(&self) -> Paging {
+        cpuid::paging(self.cpuid.as_slice())
+    }
+
     /// Creates the CPU at `place`. With `entry` it starts there, otherwise it waits for its start-up interrupt
     /// (any but the first) or starts at the reset vector.
     ///

@@ -6,6 +6,7 @@ use super::{Case, Needs};
 use crate::bench::{Bench, copy_all, fresh, same, success};
 use crate::endpoint::{Completion, Device, Operation, Status};
 use crate::sys::{Mapping, PAGE};
+use crate::wait::{patience, wait_until};
 
 use Needs::{PageRequests, Translation};
 
@@ -99,9 +100,7 @@ fn waiting_queue_holds_up_no_other(bench: &mut Bench<'_>) -> Result<()> {
     let destination = fresh(SLOW_PAGES)?;
     let (memory, _) = bench.resident(2)?;
     let slow_ticket = slow.start(&Operation::fill(destination.address(), destination.len(), 1));
-    crate::wait::wait_until(crate::wait::patience(), || {
-        slow.is_waiting() || slow.poll(slow_ticket).is_some()
-    })?;
+    wait_until(patience(), || slow.is_waiting() || slow.poll(slow_ticket).is_some())?;
     let mut done = 0;
     for _ in 0..16 {
         let copy = Operation::copy(memory.address(), memory.at(PAGE), PAGE);
@@ -125,7 +124,10 @@ fn abort_ends_everything(bench: &mut Bench<'_>) -> Result<()> {
     let destinations: Vec<Mapping> =
         (0..lane.device.depth().min(64)).map(|_| fresh(PAGES)).collect::<Result<_>>()?;
     let fill = |memory: &Mapping| Operation::fill(memory.address(), memory.len(), u64::MAX);
+    let asked = lane.queue.page_requests();
     let tickets: Vec<_> = destinations.iter().map(|memory| lane.queue.start(&fill(memory))).collect();
+    // The abort is to meet a descriptor that has begun to ask for pages.
+    wait_until(patience(), || lane.queue.page_requests() > asked || lane.queue.poll(tickets[0]).is_some())?;
     lane.queue.disable()?;
     let mut ends: Vec<Completion> = Vec::new();
     for (ticket, memory) in tickets.into_iter().zip(&destinations) {

@@ -26,6 +26,7 @@ fn discard_under_way(bench: &mut Bench<'_>) -> Result<()> {
     let (destination, _) = bench.resident(PAGES)?;
     let lane = bench.lane()?;
     for round in 0..ROUNDS {
+        destination.discard(0..PAGE)?;
         let ticket = lane.queue.start(&copy_all(&source, &destination));
         let mut random = Random::new(bench.random.next());
         while lane.queue.poll(ticket).is_none() {

@@ -1,0 +1,9 @@
+//! Translation against tables: every condition, every reserved bit, and what the manual makes easy to get
+//! wrong, in named rows.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod accessed_dirty;
+mod conditions;
+mod details;
+mod reserved;
+mod world;

@@ -1,0 +1,80 @@
+//! The VT-d unit as this machine has it: what it offers, where it lies, what the guest is told about it.
+
+use std::sync::Arc;
+
+use devices::bus::BusDevice;
+use iommu_core::{Dma, MsiSink, SourceId};
+use iommu_vtd::dmar::{Dmar, IoApicScope};
+use iommu_vtd::{Capability, CapabilityError, Profile, Unit, UnitConfig};
+
+use crate::boot::cpuid::Paging;
+use crate::layout::{IOAPIC_ID, VTD};
+use crate::memory::GuestRam;
+
+/// The IOAPIC's requester id, in the DMAR table and in its messages: no function has it.
+pub(crate) const IOAPIC_SOURCE: SourceId = SourceId::from_bdf(0xff, 0, 0);
+/// The name of the unit's own interrupts, for the log: they are not remapped.
+const UNIT_SOURCE: SourceId = SourceId::from_bdf(0xff, 0x1f, 7);
+
+/// The unit at its place in the machine.
+#[derive(Clone)]
+pub(crate) struct Iommu {
+    unit: Arc<Unit<GuestRam>>,
+    ram: Arc<GuestRam>,
+}
+
+impl Iommu {
+    /// A unit for CPUs with addresses of `physical_bits` bits, that walks five levels if they do. Its own
+    /// interrupts go to `direct`, past any remapping.
+    ///
+    /// # Errors
+    /// No unit has such widths.
+    pub(crate) fn new(
+        ram: &Arc<GuestRam>,
+        physical_bits: u8,
+        cpus: Paging,
+        direct: Arc<dyn MsiSink>,
+    ) -> Result<Self, CapabilityError> {
+        let profile = Profile { five_level: cpus.five_level, ..Profile::svm(physical_bits.into()) };
+        let config = UnitConfig { capability: Capability::new(&profile)?, source: UNIT_SOURCE };
+        Ok(Self { unit: Arc::new(Unit::new(&config, GuestRam::clone(ram), direct)), ram: ram.clone() })
+    }
+
+    /// The table formats that guests may use: they give them to the unit, too.
+    pub(crate) fn paging(&self) -> Paging {
+        let capability = self.unit.capability();
+        Paging { five_level: capability.fs5lp(), gib_pages: capability.fs1gp() }
+    }
+
+    /// The DMAR table after its ACPI header.
+    pub(crate) fn dmar(&self) -> Vec<u8> {
+        Dmar {
+            capability: self.unit.capability(),
+            register_base: VTD.start,
+            ioapics: &[IoApicScope { id: IOAPIC_ID, source: IOAPIC_SOURCE }],
+            ats_root_ports: false,
+        }
+        .body()
+    }
+
+    /// Memory behind the unit, for the function `source`.
+    pub(crate) fn dma(&self, source: SourceId) -> Dma<GuestRam> {
+        Dma::new(source, GuestRam::clone(&self.ram), self.unit.clone(), self.unit.ports())
+    }
+
+    /// The unit itself, to attach endpoints to.
+    pub(crate) fn unit(&self) -> &Unit<GuestRam> {
+        &self.unit
+    }
+}
+
+/// As a bus device: the register page.
+impl BusDevice for Iommu {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        self.unit.mmio_read(offset, data);
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        self.unit.mmio_write(offset, data);
+    }
+}
