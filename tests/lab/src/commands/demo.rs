@@ -131,12 +131,20 @@ fn show(report: &Report, codes: &[i32]) {
         println!("{}", timeline.draw(40));
     }
     let served: u64 = report.cases.iter().filter_map(|case| case.figure("pr")?.parse::<u64>().ok()).sum();
-    let passed = report.cases.iter().filter(|case| case.passed).count();
+    let count = |wanted: &str| report.cases.iter().filter(|case| verdict(case) == wanted).count();
     println!(
-        "  {passed} of {} cases passed, {served} page requests served, svmm's exit code {}",
-        report.planned.unwrap_or(report.cases.len()),
-        codes.first().copied().unwrap_or_default()
+        "  {} passed, {} failed, {} skipped, {served} page requests served",
+        count("ok"),
+        count("FAILED"),
+        count("skipped"),
     );
+    let planned = report.planned.unwrap_or(report.cases.len());
+    if planned != report.cases.len() {
+        println!("  the guest ended after {} of {planned} cases", report.cases.len());
+    }
+    if codes != [0] {
+        println!("  svmm's exit code {codes:?}; `svmm run --help` tells what it means");
+    }
     if let Some(reason) = &report.bail_out {
         println!("  the selftest gave up: {reason}");
     }

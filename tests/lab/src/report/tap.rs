@@ -4,6 +4,9 @@
 
 use super::Timeline;
 
+/// Starts the line with the sums over all cases, which is no remark on the last one.
+const TOTALS: &str = "# totals ";
+
 /// One case of a selftest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
@@ -63,7 +66,7 @@ impl Report {
         } else if let Some(case) = parse_case(line) {
             self.cases.push(case);
         } else if let Some(remark) = line.strip_prefix("# ")
-            && let Some(case) = self.cases.last().filter(|case| !case.passed)
+            && let Some(case) = self.cases.last().filter(|case| !case.passed && !line.contains(TOTALS))
         {
             self.remarks.push(format!("{}: {remark}", case.name));
         }
@@ -105,7 +108,7 @@ mod tests {
     fn cases_are_found_among_kernel_messages() {
         let report = report(
             "[    1.0] Run /init\nTAP version 14\n1..3\n\
-             ok 1 - bind # pr=0 ms=1\r\nnot ok 2 - fresh # pr=7 ms=12.5\n# byte 5 differs\n\
+             ok 1 - bind # pr=0 ms=1\r\nnot ok 2 - fresh # pr=7 ms=12.5\n# byte 5 differs\n# totals {}\n\
              ok 3 - pri off # SKIP no PRI\nok then\n",
         );
         assert_eq!(report.cases.len(), 3);
