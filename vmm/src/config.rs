@@ -15,6 +15,9 @@ use crate::layout::low;
 pub(crate) const MAX_CPUS: u32 = 64;
 /// Guest memory at most; the guest's physical address width may allow less.
 pub(crate) const MAX_MEMORY_MIB: u64 = 1 << 20;
+/// How often the host's memory may be promised to one guest: guests seldom touch all of theirs, but one that is
+/// given the wrong number of digits takes the host down while it boots.
+const OVERCOMMIT: u64 = 4;
 /// Guest memory comes in pieces that huge pages can back.
 const MEMORY_STEP_MIB: u64 = 2;
 
@@ -163,11 +166,25 @@ fn check_memory(mib: u64) -> Result<u64, Complaint> {
     if mib > MAX_MEMORY_MIB {
         return Err(Complaint::new(thing, "too large", format_args!("give at most {MAX_MEMORY_MIB}")));
     }
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    if let Some(host) = host_memory_mib(&meminfo).filter(|host| mib > host * OVERCOMMIT) {
+        let reason = format!("too large for this host's {host} MiB");
+        return Err(Complaint::new(thing, reason, format_args!("give at most {}", host * OVERCOMMIT)));
+    }
     if !mib.is_multiple_of(MEMORY_STEP_MIB) {
         let remedy = format!("give a multiple of {MEMORY_STEP_MIB}, such as {}", mib + mib % MEMORY_STEP_MIB);
         return Err(Complaint::new(thing, "not aligned to a huge page", remedy));
     }
     Ok(mib << 20)
+}
+
+/// RAM and swap space in MiB, from `/proc/meminfo`. **Pure.**
+fn host_memory_mib(meminfo: &str) -> Option<u64> {
+    let field = |name: &str| -> Option<u64> {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    Some((field("MemTotal:")? + field("SwapTotal:").unwrap_or(0)) >> 10)
 }
 
 fn check_cmdline(cmdline: String) -> Result<String, Complaint> {
@@ -371,6 +388,17 @@ mod tests {
                 !complaint.contains('\n') && complaint.contains("; give ") || complaint.contains("; known"),
                 "{name}: {complaint}"
             );
+        }
+    }
+
+    #[test]
+    fn host_memory_is_ram_and_swap() {
+        for (meminfo, expected) in [
+            ("MemTotal:  2048 kB\nMemFree: 1 kB\nSwapTotal: 1024 kB\n", Some(3)),
+            ("MemTotal:  2048 kB\n", Some(2)),
+            ("", None),
+        ] {
+            assert_eq!(host_memory_mib(meminfo), expected, "{meminfo:?}");
         }
     }
 

@@ -2,8 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
-    PackageBuilder, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Arg, Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name,
+    Package, PackageBuilder, ResourceTemplate, Return, Scope,
 };
 use acpi_tables::sdt::Sdt;
 use devices::reset::SleepRegisters;
@@ -52,6 +52,8 @@ fn host_bridge() -> Vec<u8> {
             &Name::new("_CCA".into(), &1u8),
             &Name::new("_CRS".into(), &Raw(&windows)),
             &Name::new("_PRT".into(), &interrupt_routing()),
+            // Whatever control of PCI Express the guest asks for, it gets: there is no firmware to contend with.
+            &Method::new("_OSC".into(), 4, false, vec![&Return::new(&Arg(3))]),
         ],
     )
     .to_bytes();

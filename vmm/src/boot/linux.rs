@@ -62,7 +62,7 @@ pub(crate) fn load_kernel(
     };
     let loaded = loaded.map_err(|error| {
         let remedy = "raise --memory-mib if it is small, or give another kernel";
-        Complaint::new(&thing, format_args!("cannot be loaded ({error})"), remedy)
+        Complaint::new(&thing, format_args!("cannot be loaded ({})", last_reason(&error)), remedy)
     })?;
     let kernel = match loaded.setup_header {
         Some(header) => bzimage(&loaded, header)
@@ -74,6 +74,12 @@ pub(crate) fn load_kernel(
         return Err(Complaint::new(thing, reason, "raise --memory-mib"));
     }
     Ok(kernel)
+}
+
+/// The innermost of the reasons that the loader chains in one text.
+fn last_reason(error: &loader::Error) -> String {
+    let text = error.to_string();
+    text.rsplit("Kernel Loader: ").next().unwrap_or(&text).to_lowercase()
 }
 
 fn bzimage(loaded: &KernelLoaderResult, header: setup_header) -> Result<LoadedKernel, &'static str> {

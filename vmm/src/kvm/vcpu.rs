@@ -148,11 +148,15 @@ mod tests {
     use crate::boot::cpuid::{Paging, Place};
     use crate::boot::linux::{Entry, Protocol};
     use crate::boot::regs;
+    use crate::kvm::irq::{IoapicRoutes, KvmMsi};
     use crate::kvm::vm::Vm;
-    use crate::layout::low;
+    use crate::layout::{IOAPIC, low};
     use crate::memory::{GuestRam, allocate};
     use devices::bus::{BusDevice, BusRange};
+    use devices::ioapic::IoApic;
+    use iommu_core::SourceId;
     use parking_lot::Mutex;
+    use std::sync::atomic::AtomicU8;
     use vm_memory::{Bytes, GuestAddress};
 
     /// Answers reads with 0x42 and notes (offset, bytes) of everything; a write to its last byte ends the run.
@@ -176,10 +180,12 @@ mod tests {
     /// A machine with the device at port 0x100 and at 0xd000_0000, and one CPU.
     struct Machine {
         /// The slots live as long as it.
-        _vm: Vm,
+        vm: Vm,
         ram: Arc<GuestRam>,
         fd: VcpuFd,
         notes: Arc<Notes>,
+        ioapic: Option<Arc<IoApic>>,
+        end_of_interrupt: Box<dyn Fn(u8) + Send + Sync>,
     }
 
     impl Machine {
@@ -194,7 +200,7 @@ mod tests {
             let place = Place { apic_id: 0, cpus: 1 };
             let fd = vm.create_vcpu(place, Paging { five_level: false, gib_pages: true }, None).unwrap();
             let notes = Arc::new(Notes(Mutex::default(), Arc::new(Ending::new().unwrap())));
-            Some(Self { _vm: vm, ram, fd, notes })
+            Some(Self { vm, ram, fd, notes, ioapic: None, end_of_interrupt: Box::new(|_| ()) })
         }
 
         fn load_real_mode(&mut self, code: &[u8]) {
@@ -222,7 +228,11 @@ mod tests {
             let (mut mmio, mut ports) = (Bus::default(), Bus::default());
             ports.insert(BusRange { start: 0x100, len: 8 }, self.notes.clone()).unwrap();
             mmio.insert(BusRange { start: 0xd000_0000, len: 8 }, self.notes.clone()).unwrap();
-            let exits = Exits { mmio, ports, end_of_interrupt: Box::new(|_| ()), ending: ending.clone() };
+            if let Some(ioapic) = self.ioapic {
+                mmio.insert(IOAPIC, ioapic).unwrap();
+            }
+            let end_of_interrupt = self.end_of_interrupt;
+            let exits = Exits { mmio, ports, end_of_interrupt, ending: ending.clone() };
             let vcpus = Vcpus::start(vec![self.fd], &Arc::new(exits), || ()).unwrap();
             let start = std::time::Instant::now();
             while ending.outcome().is_none() && start.elapsed() < time {
@@ -283,5 +293,65 @@ mod tests {
         let (outcome, seen) = machine.run(LONG);
         assert_eq!(outcome, Some(Outcome::TripleFault));
         assert_eq!(seen, [(0, vec![0; 8]), (1, vec![0x42; 4])]);
+    }
+
+    /// An interrupt gate of a 64-bit descriptor table that leads to `handler`.
+    fn gate(handler: u64) -> [u64; 2] {
+        let (low, middle) = (handler & 0xffff, handler >> 16 & 0xffff);
+        [low | 0x10 << 16 | 0x8e00 << 32 | middle << 48, handler >> 32]
+    }
+
+    const VECTOR: u8 = 0x50;
+    const PIN: u8 = 16;
+
+    #[test]
+    fn a_level_interrupt_comes_again_after_its_end_until_the_line_falls() {
+        let Some(mut machine) = Machine::new() else { return };
+        let handler = low::END + 0x1000;
+        machine.load_long_mode(&[
+            0xbb, 0xf0, 0x00, 0xe0, 0xfe, // mov ebx, 0xfee000f0
+            0xb8, 0xff, 0x01, 0x00, 0x00, // mov eax, 0x1ff: local APIC on
+            0x89, 0x03, // mov [rbx], eax
+            0xfb, // sti
+            0xbb, 0x00, 0x00, 0xc0, 0xfe, // mov ebx, 0xfec00000
+            0xc7, 0x03, 0x30, 0x00, 0x00, 0x00, // mov dword [rbx], 0x30: entry of pin 16
+            0xc7, 0x43, 0x10, VECTOR, 0x80, 0x00,
+            0x00, // mov dword [rbx + 16], 0x8050: level, not masked
+            0xf3, 0x90, 0xeb, 0xfc, // pause; jmp there
+        ]);
+        let code = [
+            0x66, 0xba, 0x00, 0x01, 0xee, // mov dx, 0x100; out dx, al
+            0xbb, 0xb0, 0x00, 0xe0, 0xfe, // mov ebx, 0xfee000b0
+            0x31, 0xc0, 0x89, 0x03, // xor eax, eax; mov [rbx], eax: end of interrupt
+            0x48, 0xcf, // iretq
+        ];
+        machine.ram.write_slice(&code, GuestAddress(handler)).unwrap();
+        let table = 0x3000;
+        machine.ram.write_obj(gate(handler), GuestAddress(table + 16 * u64::from(VECTOR))).unwrap();
+        let mut sregs = machine.fd.get_sregs().unwrap();
+        (sregs.idt.base, sregs.idt.limit) = (table, 0xfff);
+        machine.fd.set_sregs(&sregs).unwrap();
+
+        let routes = Arc::new(IoapicRoutes::new(machine.vm.fd().clone()));
+        let message = Arc::new(KvmMsi::new(machine.vm.fd().clone()));
+        let ioapic = IoApic::new(SourceId(0xff00), message, Some(routes));
+        machine.ioapic = Some(ioapic.clone());
+        let line = ioapic.line(PIN).unwrap();
+        line.set(true);
+        let (ending, ends) = (machine.notes.1.clone(), AtomicU8::new(0));
+        machine.end_of_interrupt = Box::new(move |vector| {
+            assert_eq!(vector, VECTOR);
+            // The line falls before the third end.
+            match ends.fetch_add(1, Ordering::Relaxed) {
+                0 | 1 => ioapic.eoi(vector),
+                _ => {
+                    line.set(false);
+                    ioapic.eoi(vector);
+                    ending.request(Outcome::Status(7));
+                }
+            }
+        });
+        let (outcome, seen) = machine.run(LONG);
+        assert_eq!((outcome, seen.len()), (Some(Outcome::Status(7)), 3));
     }
 }

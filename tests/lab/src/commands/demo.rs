@@ -1,0 +1,151 @@
+//! `cargo lab demo`: the main job, shown.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use crate::cache::Cache;
+use crate::cli;
+use crate::materials::{Initrd, Materials};
+use crate::process::tail;
+use crate::programs;
+use crate::report::{Case, Report};
+use crate::ui::{Progress, Table};
+use crate::world::{Sink, Terminal};
+
+/// Run the selftest, then power off (see `tests/guest`, guest-init). Quiet, because each byte on a
+/// serial port is several exits: in the cloud world a talkative boot takes 15 seconds longer.
+const COMMAND_LINE: &str = "console=ttyS0 quiet svmm.run=/bin/svm-selftest";
+/// A guest that takes longer hangs.
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// Boots the guest under svmm, runs the selftest, prints its cases and one page request's way.
+///
+/// # Errors
+/// Something does not build, or the guest told of no case.
+pub fn run(options: &cli::Demo) -> Result<bool> {
+    let cache = Cache::open()?;
+    let materials = Materials::prepare(&cache, Initrd::Tests)?;
+    let mut workload = materials.workload();
+    workload.commands = vec![Materials::svmm_run(&options.guest, COMMAND_LINE)];
+    eprintln!("[lab] world: {}", materials.world);
+    let mut console = Console::new(options.verbose);
+    let codes = materials.world.run(&workload, Terminal::Output(&mut console), LIMIT)?;
+    let log = cache.of_tree(&programs::workspace())?.join("demo-console.log");
+    std::fs::write(&log, &console.transcript)?;
+    if console.report.cases.is_empty() {
+        bail!(
+            "the guest told of no test case (svmm's exit codes {codes:?}); the end of {}:\n{}",
+            log.display(),
+            tail(&log)
+        );
+    }
+    console.progress.done(&format!("console in {}", log.display()));
+    show(&console.report, &codes);
+    Ok(console.report.passed() && codes == [0])
+}
+
+/// The guest's console: kept, read line by line, and shown when wanted.
+struct Console {
+    transcript: Vec<u8>,
+    line: Vec<u8>,
+    report: Report,
+    verbose: bool,
+    progress: Progress,
+}
+
+impl Console {
+    fn new(verbose: bool) -> Self {
+        Self {
+            transcript: Vec::new(),
+            line: Vec::new(),
+            report: Report::default(),
+            verbose,
+            progress: Progress::start("guest: boot and svm-selftest"),
+        }
+    }
+
+    fn end_line(&mut self) {
+        let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
+        let before = self.report.cases.len();
+        self.report.line(&line);
+        if let Some(case) = self.report.cases.get(before) {
+            self.progress.note(&format!("{:<8} {}", verdict(case), case.name));
+        }
+    }
+}
+
+impl Sink for Console {
+    fn take(&mut self, chunk: &[u8]) {
+        self.transcript.extend_from_slice(chunk);
+        if self.verbose {
+            let mut out = std::io::stderr();
+            let _ = out.write_all(chunk);
+            let _ = out.flush();
+        }
+        for byte in chunk {
+            if *byte == b'\n' {
+                self.end_line();
+            } else {
+                self.line.push(*byte);
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let cases = self.report.cases.len();
+        self.progress.tick(|| match cases {
+            0 => String::new(),
+            _ => format!("{cases} cases"),
+        });
+    }
+}
+
+fn verdict(case: &Case) -> &'static str {
+    match (case.passed, case.skipped) {
+        (_, true) => "skipped",
+        (true, _) => "ok",
+        (false, _) => "FAILED",
+    }
+}
+
+/// How long the case took.
+fn milliseconds(case: &Case) -> String {
+    let micro = case.figure("us").and_then(|us| us.parse::<f64>().ok());
+    micro.map_or_else(|| "-".to_owned(), |us| format!("{:.1}", us / 1000.0))
+}
+
+fn show(report: &Report, codes: &[i32]) {
+    let mut table = Table::new(&["case", "result", "page requests", "ms"]);
+    for case in &report.cases {
+        let figure = |key: &str| case.figure(key).unwrap_or("-");
+        table.row(&[&case.name, verdict(case), figure("pr"), &milliseconds(case)]);
+    }
+    println!("\n{table}");
+    for remark in &report.remarks {
+        println!("  {remark}");
+    }
+    if let Some(timeline) = &report.timeline {
+        println!("  One page request, from the device's miss to its retry:\n");
+        println!("{}", timeline.draw(40));
+    }
+    let served: u64 = report.cases.iter().filter_map(|case| case.figure("pr")?.parse::<u64>().ok()).sum();
+    let count = |wanted: &str| report.cases.iter().filter(|case| verdict(case) == wanted).count();
+    println!(
+        "  {} passed, {} failed, {} skipped, {served} page requests served",
+        count("ok"),
+        count("FAILED"),
+        count("skipped"),
+    );
+    let planned = report.planned.unwrap_or(report.cases.len());
+    if planned != report.cases.len() {
+        println!("  the guest ended after {} of {planned} cases", report.cases.len());
+    }
+    if codes != [0] {
+        println!("  svmm's exit code {codes:?}; `svmm run --help` tells what it means");
+    }
+    if let Some(reason) = &report.bail_out {
+        println!("  the selftest gave up: {reason}");
+    }
+}

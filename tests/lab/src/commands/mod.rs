@@ -1,0 +1,7 @@
+//! The subcommands. Each returns whether what it ran was found well.
+
+pub mod demo;
+pub mod doctor;
+pub mod kernel;
+pub mod shell;
+pub mod test;

@@ -1,0 +1,72 @@
+//! The initial file system of a test guest.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::Archive;
+use crate::cache::Cache;
+use crate::debian::PrivateApt;
+use crate::process::output;
+use crate::programs;
+
+const BUSYBOX: &str = "busybox-static";
+
+/// Builds the guest's programs and packs them; returns the archive's path.
+///
+/// # Errors
+/// A program does not build, or the cache cannot be written.
+pub fn build(cache: &Cache) -> Result<PathBuf> {
+    let target = cache.of_tree(&programs::workspace())?.join("guest.cpio");
+    programs_of_guest()?.write(&target)?;
+    Ok(target)
+}
+
+/// As [`build`], with a shell and its usual tools.
+///
+/// # Errors
+/// As [`build`]; or Debian's busybox cannot be fetched.
+pub fn build_with_shell(cache: &Cache) -> Result<PathBuf> {
+    let busybox = busybox(cache)?;
+    let mut archive = programs_of_guest()?;
+    archive.host_file("/bin/busybox", &busybox)?;
+    for tool in output(Command::new(&busybox).arg("--list"))?.lines() {
+        if tool != "busybox" {
+            archive.link(&format!("/bin/{tool}"), "busybox");
+        }
+    }
+    let target = cache.of_tree(&programs::workspace())?.join("shell.cpio");
+    archive.write(&target)?;
+    Ok(target)
+}
+
+fn programs_of_guest() -> Result<Archive> {
+    let init = programs::binary("guest", "guest-init")?;
+    let selftest = programs::binary("guest", "svm-selftest")?;
+    let mut archive = Archive::new();
+    for folder in ["proc", "sys", "tmp", "run"] {
+        archive.folder(folder);
+    }
+    archive.host_file("/init", &init)?;
+    archive.host_file("/bin/svm-selftest", &selftest)?;
+    Ok(archive)
+}
+
+/// A statically linked busybox, unpacked into the cache.
+fn busybox(cache: &Cache) -> Result<PathBuf> {
+    let program = |folder: &Path| {
+        let candidates = ["usr/bin/busybox", "bin/busybox"].map(|name| folder.join(name));
+        candidates.into_iter().find(|path| path.is_file())
+    };
+    let cached = cache.find("busybox", BUSYBOX);
+    if let Some(program) = cached.as_deref().and_then(program) {
+        return Ok(program);
+    }
+    let _held = cache.lock("busybox")?;
+    let apt = PrivateApt::open(cache)?;
+    let version = apt.versions(BUSYBOX)?.into_iter().next();
+    let version = version.with_context(|| format!("the archive has no {BUSYBOX}"))?;
+    let folder = cache.publish("busybox", BUSYBOX, |part| apt.unpack(BUSYBOX, &version, part))?;
+    program(&folder).with_context(|| format!("{BUSYBOX} {version} holds no busybox"))
+}

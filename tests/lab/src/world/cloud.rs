@@ -1,0 +1,177 @@
+//! The world *cloud*: QEMU emulates a machine with nested virtualization, and commands run in it.
+//!
+//! One initial file system carries everything in. Console `hvc0` is the commands' terminal, a
+//! port of its own brings the exit codes back, the kernel's log goes to a file.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+use std::{fmt, fs};
+
+use anyhow::{Context, Result, bail};
+
+use super::{Terminal, Word, Workload, relay};
+use crate::cache::Cache;
+use crate::image::Archive;
+use crate::job::{self, Job};
+use crate::kernel::Kernel;
+use crate::process::tail;
+use crate::programs;
+use crate::qemu::{self, Qemu};
+
+/// Start of the names of folders of running machines; the process id follows.
+const RUN: &str = "cloud-";
+/// Where the workload's files stand in the machine.
+const FILES: &str = "/lab";
+/// The machine's memory is touched lazily; guests of 6 GiB fit.
+const MEMORY_MIB: u64 = 10 * 1024;
+const CPUS: usize = 2;
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off tsc=reliable";
+
+/// The cloud machine, before it is started.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    qemu: Qemu,
+    kernel: PathBuf,
+    /// The first process: `lab-cloud-init`.
+    init: PathBuf,
+    cache: Cache,
+}
+
+/// Files of one run.
+struct Files {
+    folder: PathBuf,
+    image: PathBuf,
+    status: PathBuf,
+    log: PathBuf,
+}
+
+impl Machine {
+    /// Makes everything but the workload ready; `kernel` hosts svmm.
+    ///
+    /// # Errors
+    /// QEMU cannot be had, or the first process does not build.
+    pub fn prepare(kernel: &Kernel, cache: &Cache) -> Result<Self> {
+        Ok(Self {
+            qemu: qemu::ensure(cache)?,
+            kernel: kernel.vmlinux(),
+            init: programs::binary("lab", "lab-cloud-init")?,
+            cache: cache.clone(),
+        })
+    }
+
+    /// Boots, runs the commands, powers off, and returns the exit code of each command.
+    ///
+    /// # Errors
+    /// The machine does not come to its end within `limit`, or dies.
+    pub fn run(&self, workload: &Workload, mut terminal: Terminal<'_>, limit: Duration) -> Result<Vec<i32>> {
+        let tree = self.cache.of_tree(&programs::workspace())?;
+        remove_left_over(&tree);
+        let folder = tree.join(format!("{RUN}{}", std::process::id()));
+        fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+        let files = Files {
+            image: folder.join("image.cpio"),
+            status: folder.join("status"),
+            log: tree.join("cloud-console.log"),
+            folder,
+        };
+        let outcome = self.boot(workload, &files, &mut terminal, limit);
+        let _ = fs::remove_dir_all(&files.folder);
+        outcome
+    }
+
+    fn boot(
+        &self,
+        workload: &Workload,
+        files: &Files,
+        terminal: &mut Terminal<'_>,
+        limit: Duration,
+    ) -> Result<Vec<i32>> {
+        self.pack(workload, &files.image)?;
+        let mut command = self.command(files);
+        let context =
+            || format!("the cloud machine failed; the end of {}:\n{}", files.log.display(), tail(&files.log));
+        let status = relay::run(&mut command, terminal, limit).with_context(context)?;
+        let report = fs::read_to_string(&files.status).unwrap_or_default();
+        match job::parse_outcomes(&report) {
+            Some(codes) if codes.len() == workload.commands.len() => Ok(codes),
+            _ => bail!("{} (QEMU: {status})", context()),
+        }
+    }
+
+    fn pack(&self, workload: &Workload, image: &Path) -> Result<()> {
+        let mut archive = Archive::new();
+        archive.host_file("/init", &self.init)?;
+        for (name, path) in &workload.files {
+            archive.host_file(&format!("{FILES}/{name}"), path)?;
+        }
+        archive.file(job::PATH, job(workload).render()?.as_bytes());
+        archive.write(image)
+    }
+
+    fn command(&self, files: &Files) -> Command {
+        let mut command = self.qemu.command();
+        command
+            .args(["-nodefaults", "-no-user-config", "-no-reboot"])
+            .args(["-display", "none", "-machine", "q35"])
+            .args(["-cpu", "max,+svm,+npt", "-accel", "tcg,thread=multi"])
+            .args(["-smp", &CPUS.to_string()])
+            .args(["-m", &format!("{}M", memory_mib())])
+            .arg("-kernel")
+            .arg(&self.kernel)
+            .arg("-initrd")
+            .arg(&files.image)
+            .args(["-append", COMMAND_LINE])
+            .arg("-serial")
+            .arg(option("file:", &files.log))
+            .args(["-device", "virtio-serial-pci"])
+            .args(["-chardev", "stdio,id=job,signal=off"])
+            .args(["-device", "virtconsole,chardev=job"])
+            .arg("-chardev")
+            .arg(option("file,id=status,path=", &files.status))
+            .arg("-device")
+            .arg(format!("virtserialport,chardev=status,name={}", job::STATUS_PORT));
+        command
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "QEMU {}", self.qemu.version())
+    }
+}
+
+/// Removes folders of runs that were interrupted.
+fn remove_left_over(tree: &Path) {
+    for entry in fs::read_dir(tree).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(RUN));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// An option that ends in a path; QEMU wants commas in it doubled.
+fn option(start: &str, path: &Path) -> String {
+    format!("{start}{}", path.display().to_string().replace(',', ",,"))
+}
+
+/// At most three quarters of the host's memory.
+fn memory_mib() -> u64 {
+    let info = rustix::system::sysinfo();
+    let total_mib = u64::from(info.mem_unit) * info.totalram / (1 << 20);
+    MEMORY_MIB.min(total_mib / 4 * 3)
+}
+
+fn job(workload: &Workload) -> Job {
+    let resolve = |word: &Word| match word {
+        Word::Text(text) => text.clone(),
+        Word::File(name) => format!("{FILES}/{name}"),
+    };
+    let env = &workload.env;
+    Job {
+        env: env.iter().map(|(name, value)| ((*name).to_owned(), resolve(value))).collect(),
+        commands: workload.commands.iter().map(|words| words.iter().map(resolve).collect()).collect(),
+    }
+}
