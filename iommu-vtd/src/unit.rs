@@ -31,8 +31,8 @@ use std::sync::{Arc, Weak};
 
 use arbitrary_int::u2;
 use iommu_core::{
-    Endpoint, Fault, Msi, MsiSink, PageRequest, PageRequestOutcome, PortSet, Request, ResponseCode, SourceId,
-    Translation, Translator,
+    DeviceTlbInvalidation, Endpoint, Fault, IovaRange, Msi, MsiSink, PageRequest, PageRequestOutcome,
+    PortSet, Request, ResponseCode, SourceId, Translation, Translator,
 };
 use parking_lot::{Mutex, RwLock};
 
@@ -238,7 +238,24 @@ impl<M: TableMemory> Unit<M> {
         if command.srtp() || command.te() != status.te() {
             self.ports.clear();
         }
+        if status.te() && !command.te() {
+            self.clear_device_tlbs();
+        }
         self.finish(command, status);
+    }
+
+    /// While translation is off, translated requests are refused. Hits in a device-TLB are not seen here, so
+    /// device-TLBs are emptied; a translation request that would fill them again is refused.
+    fn clear_device_tlbs(&self) {
+        let endpoints: Vec<_> =
+            self.endpoints.read().iter().filter_map(|(source, e)| Some((*source, e.upgrade()?))).collect();
+        for (source, endpoint) in endpoints {
+            for all_pasids in [false, true] {
+                let range = IovaRange::ALL;
+                let all = DeviceTlbInvalidation { source, pasid: None, all_pasids, range };
+                endpoint.invalidate_device_tlb(&all);
+            }
+        }
     }
 
     fn finish(&self, command: GlobalCommand, before: GlobalCommand) {

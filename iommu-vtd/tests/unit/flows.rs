@@ -154,6 +154,28 @@ fn unbind_drains() {
     driver.submit(&[desc::response(1, 9, 1), desc::response(1, 9, 1)]);
 }
 
+/// (name, PASID of the requests)
+#[test]
+fn no_device_tlb_outlives_translation() {
+    for (name, pasid) in [("process", PASID), ("buffers", None)] {
+        let machine = Machine::new();
+        let (driver, tables) = Driver::booted(&machine);
+        let context = tables.context(ENDPOINT);
+        let space = context.without_pasid().first_stage(2);
+        context.pasid(1).attach(PROCESS, &space);
+        space.map(VIRTUAL, FRAME, PageSize::Size4K, flags::READY);
+        let endpoint = AtsEndpoint::attached(&machine);
+        let mut port = machine.dma().device_tlb_port(&endpoint.device_tlb);
+        assert!(port.session(pasid).translate(Iova(VIRTUAL), Access::Write).is_ok(), "{name}");
+        driver.level(TE, false);
+        let refused = port.session(pasid).translate(Iova(VIRTUAL), Access::Write);
+        assert!(matches!(refused, Err(DmaFault::Refused(_))), "{name}: {refused:?}");
+        assert_eq!(machine.read32(FSTS), 0, "{name}: nobody to tell");
+        driver.level(TE, true);
+        assert!(port.session(pasid).translate(Iova(VIRTUAL), Access::Write).is_ok(), "{name}");
+    }
+}
+
 /// The driver's own buffers: requests without PASID, cached by the unit's side.
 #[test]
 fn dma_without_pasid_is_invalidated_by_the_pasid_that_stands_for_it() {
