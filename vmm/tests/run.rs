@@ -1,5 +1,6 @@
 //! `svmm run` from outside, with kernels of a few instructions: every way a run ends, and what becomes of the
 //! terminal. Skipped, with a message, where KVM cannot be used.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test's helpers fail by panicking")]
 
 use std::fs::File;
 use std::io::{Read, Write};
