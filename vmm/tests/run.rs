@@ -175,3 +175,17 @@ fn the_terminal_is_raw_for_the_guest_and_restored_however_it_ends() {
         assert_eq!(format!("{after:?}"), format!("{before:?}"), "{name}");
     }
 }
+
+#[test]
+fn a_console_that_nobody_reads_does_not_keep_svmm_from_ending() {
+    let Some(folder) = Folder::new() else { return };
+    let mut code = out(0x3f8, b'x'.into(), false);
+    code.extend([0xee, 0xeb, 0xfd]); // out dx, al; jmp there
+    let child = svmm(&folder.kernel(&code)).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+    rustix::pipe::fcntl_setpipe_size(child.stdout.as_ref().unwrap(), 4096).unwrap();
+    // Long enough to fill the pipe.
+    std::thread::sleep(Duration::from_millis(500));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(exit_code(child), Some(6));
+}
