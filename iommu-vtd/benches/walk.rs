@@ -2,14 +2,16 @@
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::hint::black_box;
+use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use iommu_core::{Access, Iova, Pasid, Request, SourceId};
+use iommu_core::testkit::RecordingMsi;
+use iommu_core::{Access, Dma, Iova, Pasid, Request, SourceId};
 use iommu_vtd::rules::Rules;
 use iommu_vtd::tables::Context;
 use iommu_vtd::testkit::{PageSize, Tables, flags};
 use iommu_vtd::translate::translate;
-use iommu_vtd::{Capability, Profile};
+use iommu_vtd::{Capability, Profile, Unit, UnitConfig};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 const SOURCE: SourceId = SourceId(0x18);
@@ -49,5 +51,32 @@ fn misses(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, misses);
+/// The same as an endpoint meets it: through a session, whose IOTLB has room for a quarter of the pages.
+fn session_misses(c: &mut Criterion) {
+    const PAGES: u64 = 4096;
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 25)]).unwrap();
+    let tables = Tables::new(&memory, 1 << 24..1 << 25);
+    let process = tables.context(SOURCE).pasid(5).first_stage(1);
+    for page in 0..PAGES {
+        process.map(0x7f00_0000_0000 + (page << 12), page << 12, PageSize::Size4K, flags::READY);
+    }
+    let capability = Capability::new(&Profile::svm(46)).unwrap();
+    let config = UnitConfig { capability, source: SourceId(0) };
+    let unit = Arc::new(Unit::new(&config, memory.clone(), Arc::new(RecordingMsi::default())));
+    unit.mmio_write(0x20, &tables.root_register().raw_value().to_le_bytes());
+    unit.mmio_write(0x18, &(1u32 << 30).to_le_bytes());
+    unit.mmio_write(0x18, &(1u32 << 31).to_le_bytes());
+    let ports = unit.ports();
+    let mut port = Dma::new(SOURCE, memory.clone(), unit, ports).port();
+    let session = port.session(Some(Pasid::truncate(5)));
+    let mut page = 0;
+    c.bench_function("miss/first stage, 4 KiB page, through a session", |b| {
+        b.iter(|| {
+            page = (page + 1) % PAGES;
+            session.translate(black_box(Iova(0x7f00_0000_0000 + (page << 12))), Access::Read).unwrap()
+        });
+    });
+}
+
+criterion_group!(benches, misses, session_misses);
 criterion_main!(benches);

@@ -169,7 +169,7 @@ impl ContextEntry {
 }
 
 /// Looks the context entry of `source` up.
-#[inline]
+#[inline(always)]
 pub(crate) fn context_entry<M: TableMemory>(
     cx: &Lookup<'_, M>,
     source: SourceId,
@@ -219,7 +219,7 @@ pub(crate) struct PasidEntry {
 }
 
 /// Looks the entry of `pasid`, as [`ContextEntry::select`] chose it, up.
-#[inline]
+#[inline(always)]
 pub(crate) fn pasid_entry<M: TableMemory>(
     cx: &Lookup<'_, M>,
     context: &ContextEntry,
@@ -260,7 +260,7 @@ pub(crate) fn pasid_entry<M: TableMemory>(
 }
 
 /// Decodes the translation type and what it needs. `None`: not supported.
-#[inline]
+#[inline(always)]
 fn stage(rules: &Rules, words: &[u64; pasid::PASID_ENTRY_WORDS]) -> Option<(Stage, StageTag)> {
     match PasidWord0::new_with_raw_value(words[0]).pgtt() {
         Ok(TranslationType::First) if rules.first_stage => {

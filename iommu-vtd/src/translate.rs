@@ -48,7 +48,7 @@ pub fn translate<M: TableMemory>(cx: &Context<'_, M>, request: &Request) -> Resu
     resolve(&Lookup::new(cx), request).or_else(|blocked| answer(blocked, request))
 }
 
-#[inline]
+#[inline(always)]
 fn resolve<M: TableMemory>(cx: &Lookup<'_, M>, request: &Request) -> Result<Translation, Blocked> {
     let kind = match request.address_type {
         AddressType::Untranslated => Kind::Untranslated,
@@ -77,7 +77,7 @@ fn resolve<M: TableMemory>(cx: &Lookup<'_, M>, request: &Request) -> Result<Tran
 }
 
 /// What is decided without tables (§3.4, §3.14): `Some` answers the request.
-#[inline]
+#[inline(always)]
 fn before_tables<M: TableMemory>(
     cx: &Lookup<'_, M>,
     kind: Kind,
@@ -100,12 +100,17 @@ fn before_tables<M: TableMemory>(
     }
     check_mode(cx, request.pasid)?;
     if request.pasid.is_some_and(|pasid| pasid.get() >> cx.rules.pasid_bits != 0) {
-        // Decided before tables are read, and yet qualified: the context entry may ask for silence.
-        let silent = context_entry(cx, request.source)
-            .map_or_else(|blocked| blocked.silent, |context| context.silent());
-        return Err(Blocked::new(Reason::Sgn10, silent));
+        return Err(too_wide(cx, request));
     }
     Ok(None)
+}
+
+/// SGN.10 is decided before tables are read, and yet qualified: the context entry may ask for silence.
+#[cold]
+fn too_wide<M: TableMemory>(cx: &Lookup<'_, M>, request: &Request) -> Blocked {
+    let silent =
+        context_entry(cx, request.source).map_or_else(|blocked| blocked.silent, |context| context.silent());
+    Blocked::new(Reason::Sgn10, silent)
 }
 
 /// Whether the latched table mode serves the request.
@@ -134,7 +139,7 @@ fn interrupt_access(request: &Request) -> Result<Translation, Blocked> {
 }
 
 /// Applies a PASID entry (§3.6, §3.8).
-#[inline]
+#[inline(always)]
 fn by_entry<M: TableMemory>(
     cx: &Lookup<'_, M>,
     context: &ContextEntry,
@@ -186,7 +191,7 @@ fn write_intent(rules: &Rules, request: &Request) -> WriteIntent {
 
 /// The part of a page that may be returned: nothing of the interrupt range. An untranslated request minds only
 /// its own address, a translation request the whole page.
-#[inline]
+#[inline(always)]
 fn clip(leaf: &Leaf, request: &Request) -> Result<u32, Reason> {
     let output = clear_of_interrupts(leaf.output).ok_or(Reason::Sgn8)?;
     let input = if request.pasid.is_some() { None } else { clear_of_interrupts(request.address.0) };
@@ -198,7 +203,7 @@ fn clip(leaf: &Leaf, request: &Request) -> Result<u32, Reason> {
 }
 
 /// Output equals input: pass-through, and translated requests.
-#[inline]
+#[inline(always)]
 fn identity(rules: &Rules, request: &Request, tag: Tag) -> Result<Translation, Reason> {
     let address = request.address.0;
     if address >> rules.host_bits != 0 {

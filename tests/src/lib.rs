@@ -1,1 +1,9 @@
-//! Library half of the black-box tests.
+//! Black-box tests: boot guests under svmm and judge what they print.
+//!
+//! The tests need svmm, a kernel and the guest's initial file system; `cargo lab test` builds these,
+//! chooses a world in which KVM works, and tells the tests by environment variables (see
+//! [`guest::Materials`]). Plain `cargo test` leaves them out.
+#![forbid(unsafe_code)]
+
+pub mod expect;
+pub mod guest;

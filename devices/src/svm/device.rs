@@ -130,16 +130,14 @@ impl Device {
         self.switch(|status| status.with_bus_master(on));
     }
 
-    /// ATS was switched: the device-TLB is dropped.
+    /// ATS was switched. Before it is used again, the device-TLB is to be flushed.
     pub fn set_ats(&self, on: bool) {
         self.switch(|status| status.with_ats(on));
-        self.device_tlb.flush();
     }
 
-    /// PASID was switched: the device-TLB is dropped.
+    /// PASID was switched. The device-TLB is to be flushed.
     pub fn set_pasid(&self, on: bool) {
         self.switch(|status| status.with_pasid(on));
-        self.device_tlb.flush();
     }
 
     /// PRI was disabled.

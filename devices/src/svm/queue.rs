@@ -162,8 +162,8 @@ impl Queue {
         self.state.lock().worker = WorkerState::Idle;
     }
 
-    /// What is to become of a job now. May be worse a moment later, except for one who holds the gate:
-    /// after [`Self::drain`] nobody who passed the gate before holds it.
+    /// What is to become of a job now. It may get worse at any moment. Who looks inside the gate and then acts
+    /// there is done when a [`Self::drain`] that follows the change returns.
     #[must_use]
     pub fn fate(&self, job: &Job) -> Fate {
         if job.epoch < self.drop_below.load(Ordering::Acquire) {

@@ -12,7 +12,6 @@ use crate::spec::paging::{FirstStageEntry, LEVELS};
 /// makes its own access fail.
 const ATTEMPTS: u32 = 16;
 
-const PRESENT: u64 = FirstStageEntry::present_mask();
 const WRITE: u64 = FirstStageEntry::write_mask();
 const USER: u64 = FirstStageEntry::user_mask();
 const ACCESSED: u64 = FirstStageEntry::accessed_mask();
@@ -48,25 +47,22 @@ impl FirstStageTable {
     }
 }
 
-/// The entries that a walk used.
-struct Path {
-    /// Index: level. Those below `level` mean nothing.
-    entries: [(Gpa, u64); LEVELS + 1],
-    /// Level of the leaf.
-    level: usize,
+/// The entries that a walk used, with their addresses. Index: level; those below the leaf mean nothing.
+type Path = [(Gpa, u64); LEVELS + 1];
+
+/// Where a walk came to.
+#[derive(Clone, Copy)]
+struct Reached {
+    /// The leaf entry.
+    leaf: u64,
+    /// Its level.
+    level: u32,
     /// AND of all entries: what each of them allows, and what is set in each of them.
     all: u64,
 }
 
-impl Path {
-    #[inline]
-    fn leaf(&self) -> u64 {
-        self.entries[self.level].1
-    }
-}
-
 /// Translates `address`. Leaves accessed, extended-accessed and dirty bits set as the request needs them.
-#[inline]
+#[inline(always)]
 pub(crate) fn walk<M: TableMemory>(
     memory: &Reader<'_, M>,
     rules: &Rules,
@@ -77,81 +73,82 @@ pub(crate) fn walk<M: TableMemory>(
     if !table.is_canonical(address) {
         return Err(Reason::Sgn1);
     }
+    let used = ACCESSED | if table.extended_accessed { EXTENDED_ACCESSED } else { 0 };
+    let mut path = [(Gpa(0), 0); LEVELS + 1];
     for _ in 0..ATTEMPTS {
-        let path = descend(memory, rules, table, address)?;
-        let writable = judge(table, &path, intent)?;
+        let reached = descend(memory, rules, table, address, &mut path)?;
+        let writable = judge(table, &reached, intent)?;
         let dirty = if writable && intent.write != WriteIntent::No { DIRTY } else { 0 };
-        let used = ACCESSED | if table.extended_accessed { EXTENDED_ACCESSED } else { 0 };
-        if path.all & used == used && path.leaf() & dirty == dirty
-            || update(memory, table, &path, used, dirty)?
+        let marked = reached.all & used == used && reached.leaf & dirty == dirty;
+        if marked
+            || update(memory, table, &path[reached.level as usize..=table.levels as usize], used, dirty)?
         {
-            return Ok(leaf(&path, address, writable && (path.leaf() | dirty) & DIRTY != 0));
+            return Ok(leaf(&reached, address, writable && (reached.leaf | dirty) & DIRTY != 0));
         }
     }
     Err(Reason::Sfs10)
 }
 
 /// Reads entries down to the leaf.
-#[inline]
+#[inline(always)]
 fn descend<M: TableMemory>(
     memory: &Reader<'_, M>,
     rules: &Rules,
     table: &FirstStageTable,
     address: u64,
-) -> Result<Path, Reason> {
-    let mut path = Path { entries: [(Gpa(0), 0); LEVELS + 1], level: 0, all: u64::MAX };
+    path: &mut Path,
+) -> Result<Reached, Reason> {
     let mut next = table.root;
-    for level in (1..=table.levels).rev() {
+    let mut level = table.levels;
+    let mut all = u64::MAX;
+    loop {
         let gpa = FirstStageEntry::locate(next, address, level);
         let Some(raw) = memory.load(gpa) else {
             return Err(if level == table.levels { Reason::Sfs4 } else { Reason::Sfs1 });
         };
-        if raw & PRESENT == 0 {
+        let entry = FirstStageEntry::new_with_raw_value(raw);
+        if !entry.present() {
             return Err(Reason::Sfs2);
         }
-        let entry = FirstStageEntry::new_with_raw_value(raw);
         let index = level as usize;
         if raw & rules.paging[index][usize::from(entry.page_size())] != 0 {
             return Err(Reason::Sfs3);
         }
-        path.entries[index] = (gpa, raw);
-        path.all &= raw;
-        path.level = index;
-        if entry.page_size() {
-            break;
+        path[index] = (gpa, raw);
+        all &= raw;
+        if entry.page_size() || level == 1 {
+            return Ok(Reached { leaf: raw, level, all });
         }
         next = Gpa(raw & FirstStageEntry::address_mask());
+        level -= 1;
     }
-    Ok(path)
 }
 
 /// Whether writes are allowed, or why not even this request is.
 #[inline]
-fn judge(table: &FirstStageTable, path: &Path, intent: Intent) -> Result<bool, Reason> {
-    if !intent.privileged && path.all & USER == 0 {
+fn judge(table: &FirstStageTable, reached: &Reached, intent: Intent) -> Result<bool, Reason> {
+    if !intent.privileged && reached.all & USER == 0 {
         return Err(Reason::Sgn2);
     }
-    let writable = path.all & WRITE != 0 || intent.privileged && !table.write_protect;
+    let writable = reached.all & WRITE != 0 || intent.privileged && !table.write_protect;
     if intent.write == WriteIntent::Needed && !writable { Err(Reason::Sgn6) } else { Ok(writable) }
 }
 
-/// Sets `used` in every entry and `dirty` in the leaf, from the root down. `false`: an entry has changed since
-/// it was read, and nothing that was read still holds.
+/// Sets `used` in every entry of `path`, which starts with the leaf, and `dirty` in the leaf; from the root
+/// down. `false`: an entry has changed since it was read, and nothing that was read still holds.
 #[cold]
 fn update<M: TableMemory>(
     memory: &Reader<'_, M>,
     table: &FirstStageTable,
-    path: &Path,
+    path: &[(Gpa, u64)],
     used: u64,
     dirty: u64,
 ) -> Result<bool, Reason> {
     if !table.snooped {
         return Err(Reason::Sfs9);
     }
-    let top = table.levels as usize;
-    for level in (path.level..=top).rev() {
-        let (gpa, old) = path.entries[level];
-        let new = old | used | if level == path.level { dirty } else { 0 };
+    for (index, &(gpa, old)) in path.iter().enumerate().rev() {
+        let new = old | used | if index == 0 { dirty } else { 0 };
         if new != old {
             match memory.compare_exchange(gpa, old, new) {
                 Some(Ok(_)) => {}
@@ -164,11 +161,9 @@ fn update<M: TableMemory>(
 }
 
 #[inline]
-fn leaf(path: &Path, address: u64, write: bool) -> Leaf {
-    // Lossless: at most LEVELS.
-    let level = u32::try_from(path.level).unwrap_or(1);
-    let page_bits = FirstStageEntry::page_bits(level);
+fn leaf(reached: &Reached, address: u64, write: bool) -> Leaf {
+    let page_bits = FirstStageEntry::page_bits(reached.level);
     let low = (1 << page_bits) - 1;
-    let output = path.leaf() & FirstStageEntry::address_mask() & !low | address & low;
+    let output = reached.leaf & FirstStageEntry::address_mask() & !low | address & low;
     Leaf { output, page_bits, write }
 }

@@ -282,6 +282,16 @@ fn table_rows() -> Vec<Row> {
         row("SFS.4: no memory at the root table", 0x73)
             .spoil(|w| entry_word(w, 2, |_| NOWHERE))
             .gets([Ur, Nothing, No, No], 3),
+        row("SFS.4: ... of five levels", 0x73)
+            .spoil(|w| entry_word(w, 2, |_| NOWHERE | 1 << 2))
+            .gets([Ur, Nothing, No, No], 3),
+        row("SFS.1: ... below a five-level root", 0x70)
+            .spoil(|w| {
+                let space = w.tables.address_space(5);
+                w.tables.set_word(space.entry_at(PAGE, 5), NOWHERE | flags::USER | 1);
+                w.pasid(PROCESS).edit(2, |_| space.root().0 | 1 << 2);
+            })
+            .gets([Ur, Nothing, No, No], 3),
         row("SGN.1: not canonical", 0x80).request(|r| at(r, 1 << 47)).gets([Ur, Nothing, No, No], 3),
         row("SGN.2: supervisor table entry", 0x81)
             .spoil(|w| leaf(w, 3, |word| word & !flags::USER))

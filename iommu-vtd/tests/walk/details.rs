@@ -105,7 +105,9 @@ fn the_width_of_pasids_does_not_bound_page_requests() {
     let memory = memory();
     let world = World::new(&memory);
     world.pasid(33).pass_through(3);
+    world.pasid(31).pass_through(4);
     world.registers(CAP, ECAP & !(31 << 35) | 4 << 35);
+    assert_eq!(code(world.ask(&with_pasid(at(write(), OUTPUT), 31))), 0, "PSS is the width less one");
     assert_eq!(code(world.ask(&with_pasid(write(), 33))), 0x89);
     let tag = world.page_request(&with_pasid(write(), 33)).unwrap();
     assert_eq!(tag, Tag { domain: DomainId(3), pasid: Pasid::truncate(33), stage: StageTag::PassThrough });
@@ -189,6 +191,9 @@ fn translation_requests_for_the_interrupt_range() {
     assert_eq!(special.permissions, Permissions { read: false, write: true });
     let waived = ask(false, true).unwrap();
     assert_eq!((waived.untranslated_only, waived.permissions), (false, Permissions::NONE));
+    world.registers(CAP, ECAP & !(1 << 33));
+    assert!(ask(false, true).unwrap().untranslated_only, "without NWFS nothing can be waived");
+    world.registers(CAP, ECAP);
     assert_eq!(code(ask(true, false)), 0x87, "with PASID it is an ordinary address");
     // The page walk is skipped, the context entry is not.
     world.context().without_pasid().clear();

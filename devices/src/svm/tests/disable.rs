@@ -1,5 +1,7 @@
 //! Disable, reset and switches while work is under way (section 8).
 
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 use iommu_core::ResponseCode;
@@ -102,6 +104,7 @@ fn function_level_reset_leaves_no_trace() {
     rig.wait(rig.start(1, Descriptor::default()));
     flr(&rig);
     assert_eq!([0x10, 0xc].map(|at| rig.read32(at)), [0; 2]);
+    assert!(rig.read32(control_page(0) + 0x10) <= 1, "at most what the worker has not yet let go");
     until("idle", || rig.read32(control_page(0) + 4) == 0);
     assert_eq!([waiting, behind].map(|record| rig.read_record(record).status), [0, 0]);
     assert_eq!([0x40, 0x48, 0x50].map(|at| rig.read64(at)), [0; 3]);
@@ -135,6 +138,45 @@ fn nothing_is_written_after_a_reset_returns() {
         std::thread::sleep(Duration::from_millis(1));
         assert_eq!(rig.memory.read_obj::<u64>(GuestAddress(gpa)).unwrap(), 0);
         rig.bring_up();
+    }
+}
+
+#[test]
+fn switches_return_when_the_session_under_way_has_ended() {
+    type Switch = fn(&Rig);
+    let switches: [(&str, Switch); 4] = [
+        ("bus master", |rig| rig.config16(4, 2)),
+        ("PASID", |rig| rig.set_extended(0x1b, 6, 0)),
+        ("function-level reset", flr),
+        ("conventional reset", |rig| rig.function.reset()),
+    ];
+    for (name, switch) in switches {
+        let rig = Arc::new(Rig::new());
+        // Without ATS, so that no device-TLB flush waits in place of the gate.
+        rig.set_extended(0xf, 6, 0);
+        rig.map_range(TARGET, 2);
+        let ((entered, inside), (release, released)) = (channel(), channel());
+        *rig.on_translate.lock() = Some(Box::new(move |request| {
+            if request.address.0 == TARGET + 0x1000 {
+                entered.send(()).unwrap();
+                released.recv().unwrap();
+            }
+        }));
+        rig.submit(0, &Descriptor { opcode: 2, ..copy(0, TARGET, 0x2000) });
+        inside.recv().unwrap();
+        let (returns, returned) = channel();
+        let switching = std::thread::spawn({
+            let rig = rig.clone();
+            move || {
+                switch(&rig);
+                returns.send(()).unwrap();
+            }
+        });
+        let early = returned.recv_timeout(Duration::from_millis(50));
+        assert_eq!(early, Err(RecvTimeoutError::Timeout), "{name}: returned with a session open");
+        release.send(()).unwrap();
+        returned.recv().unwrap();
+        switching.join().unwrap();
     }
 }
 

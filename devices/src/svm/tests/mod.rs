@@ -7,4 +7,5 @@ mod page_requests;
 mod random;
 mod registers;
 mod rig;
+mod storm;
 mod translation;

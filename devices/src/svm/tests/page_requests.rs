@@ -155,6 +155,46 @@ fn surplus_and_foreign_responses_are_ignored() {
 }
 
 #[test]
+fn a_second_answer_is_surplus_before_the_first_is_looked_at() {
+    let rig = Rig::new();
+    let function = Arc::downgrade(&rig.function);
+    rig.iommu.on_page_request(move |_, request| {
+        let function = function.upgrade().unwrap();
+        function.page_group_response(&response(request.group, ResponseCode::Invalid));
+        function.page_group_response(&response(request.group, ResponseCode::Failure));
+        PageRequestOutcome::Queued
+    });
+    assert_eq!(fault(&rig.run(copy(SOURCE_PAGE, TARGET, 8))), (2, 0, SOURCE_PAGE));
+    assert_eq!(rig.pri_status() & 3, 2);
+}
+
+#[test]
+fn an_index_in_use_is_not_used_again() {
+    let rig = Rig::new();
+    let held: Notes<GroupIndex> = Notes::default();
+    let noted = held.clone();
+    let next = AtomicU64::new(0);
+    rig.iommu.on_page_request(move |_, request| match next.fetch_add(1, Ordering::Relaxed) {
+        0 => PageRequestOutcome::Queued,
+        _ => {
+            noted.lock().push(request.group);
+            PageRequestOutcome::Answered(ResponseCode::Invalid)
+        }
+    });
+    let record = rig.start(1, copy(SOURCE_PAGE, TARGET, 8));
+    rig.until_page_requests(1);
+    for _ in 0..600 {
+        rig.run(copy(SOURCE_PAGE, TARGET, 8));
+    }
+    let waiting = rig.iommu.page_requests.lock()[0].group;
+    let groups = held.lock();
+    assert!(!groups.contains(&waiting), "while one waits under it");
+    assert!(groups.windows(2).all(|pair| pair[0] != pair[1]), "a late surplus answer must not hit the next");
+    rig.respond_to(waiting, ResponseCode::Invalid);
+    assert_eq!(rig.wait(record).status, 2);
+}
+
+#[test]
 fn overflow_is_retried_until_it_is_over() {
     let rig = Rig::new();
     rig.map_range(TARGET, 1);
@@ -249,6 +289,9 @@ fn the_page_of_the_record_is_asked_for() {
     let record = rig.start(0, Descriptor::default());
     rig.until_page_requests(1);
     assert!(rig.iommu.page_requests.lock()[0].write);
+    // Done but for the record: its place is free, the queue is not yet at rest.
+    assert_eq!(rig.free(0), 8);
+    assert_eq!([0x4, 0x10].map(|at| rig.read32(control_page(0) + at) & 0xf), [7, 0]);
     rig.map_to(RECORDS, rig.records_at(RECORDS), true);
     rig.respond(ResponseCode::Success);
     let record = rig.wait(record);

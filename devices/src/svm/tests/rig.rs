@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use iommu_core::testkit::{ListTranslator, Page, RecordingMsi};
 use iommu_core::{
-    DeviceTlbInvalidation, Dma, Endpoint, GroupIndex, IovaRange, PageRequestOutcome, PageResponse, Pasid,
-    PortSet, ResponseCode, SourceId, VendorData,
+    DeviceTlbInvalidation, Dma, Endpoint, Fault, GroupIndex, IovaRange, PageRequest, PageRequestOutcome,
+    PageResponse, Pasid, PortSet, Request, ResponseCode, SourceId, Translation, Translator, VendorData,
 };
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -30,14 +30,40 @@ pub(super) const RECORD: u8 = 1;
 pub(super) const INTERRUPT: u8 = 2;
 pub(super) const BLOCK: u8 = 4;
 
+type Hook = Arc<Mutex<Option<Box<dyn Fn(&Request) + Send>>>>;
+
 pub(super) struct Rig {
     pub(super) function: Arc<SvmFunction<Memory>>,
     pub(super) iommu: Arc<ListTranslator>,
     pub(super) memory: Memory,
     pub(super) msi: Arc<RecordingMsi>,
+    /// Called inside sessions, before every look-up.
+    pub(super) on_translate: Hook,
     next_gpa: AtomicU64,
     records_gpa: u64,
     next_record: AtomicU64,
+}
+
+struct Hooked {
+    inner: Arc<ListTranslator>,
+    hook: Hook,
+}
+
+impl Translator for Hooked {
+    fn translate(&self, request: &Request) -> Result<Translation, Fault> {
+        if let Some(hook) = &*self.hook.lock() {
+            hook(request);
+        }
+        self.inner.translate(request)
+    }
+
+    fn report(&self, fault: &Fault) {
+        self.inner.report(fault);
+    }
+
+    fn page_request(&self, request: &PageRequest) -> PageRequestOutcome {
+        self.inner.page_request(request)
+    }
 }
 
 impl Rig {
@@ -46,13 +72,16 @@ impl Rig {
         let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let iommu = ListTranslator::new();
         let msi = Arc::new(RecordingMsi::default());
-        let dma = Dma::new(SOURCE, memory.clone(), iommu.clone(), Arc::new(PortSet::default()));
+        let on_translate = Hook::default();
+        let hooked = Hooked { inner: iommu.clone(), hook: on_translate.clone() };
+        let dma = Dma::new(SOURCE, memory.clone(), Arc::new(hooked), Arc::new(PortSet::default()));
         let function = SvmFunction::new(config, &dma, msi.clone()).unwrap();
         let mut rig = Self {
             function,
             iommu,
             memory,
             msi,
+            on_translate,
             next_gpa: AtomicU64::new(0x1_0000),
             records_gpa: 0,
             next_record: AtomicU64::new(0),

@@ -16,6 +16,16 @@ const ALARMS: [&str; 8] = [
     "use-after-free",
 ];
 
+/// What the driver adds to each fault: ten lines that tell nothing more.
+const UNWANTED: [&str; 6] = [
+    "DMAR: Dump",
+    "table entry[",
+    "root entry:",
+    "context entry:",
+    "dir entry:",
+    "page table is not present",
+];
+
 /// The lines about IOMMU, PASID and the selftest, and every alarm with its trace. Pure.
 pub(crate) fn relevant(log: &str) -> String {
     let mut text = String::new();
@@ -25,7 +35,9 @@ pub(crate) fn relevant(log: &str) -> String {
         if ALARMS.iter().any(|alarm| line.contains(alarm)) {
             trace = TRACE_LINES;
         }
-        if trace > 0 || WANTED.iter().any(|word| lower.contains(word)) {
+        let wanted = WANTED.iter().any(|word| lower.contains(word));
+        let unwanted = UNWANTED.iter().any(|word| line.contains(word));
+        if trace > 0 || (wanted && !unwanted) {
             let _ = writeln!(text, "{line}");
         }
         trace = trace.saturating_sub(1);

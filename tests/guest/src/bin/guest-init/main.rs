@@ -50,6 +50,10 @@ fn main() {
     if !command_line.split_ascii_whitespace().any(|word| word == "svmm.verbose") {
         sys::console_level(1);
     }
+    // The kernel leaves huge pages off in small machines.
+    for file in ["enabled", "defrag"] {
+        let _ = fs::write(format!("/sys/kernel/mm/transparent_hugepage/{file}"), "madvise");
+    }
     // Every line that a test program puts into the log must stay there.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
     for line in endpoint::bind_all() {

@@ -100,9 +100,21 @@ fn unit_offers_scalable_mode(bench: &mut Bench<'_>) -> Result<()> {
         ensure!(missing.is_empty(), "ecap {ecap:#x} lacks {}", missing.join(", "));
         let cap = fs::read_to_string(folder.join("cap")).unwrap_or_default();
         bench.notes.push(format!("cap {}, ecap {}", cap.trim(), text.trim()));
+        scalable_mode_is_in_use()?;
         names.push(unit.file_name());
     }
     ensure!(!names.is_empty(), "the kernel drives no VT-d unit");
+    Ok(())
+}
+
+/// The root table pointer that the driver programmed says so, where debugfs shows it.
+fn scalable_mode_is_in_use() -> Result<()> {
+    const MODE_SCALABLE: u64 = 0b01;
+    let Ok(text) = fs::read_to_string("/sys/kernel/debug/iommu/intel/iommu_regset") else { return Ok(()) };
+    let line = text.lines().find(|line| line.starts_with("RTADDR")).context("debugfs shows no RTADDR")?;
+    let digits = line.rsplit("0x").next().unwrap_or_default().trim();
+    let root = u64::from_str_radix(digits, 16).with_context(|| format!("strange line: {line}"))?;
+    ensure!(root >> 10 & 0b11 == MODE_SCALABLE, "the root table is not a scalable-mode one: {line}");
     Ok(())
 }
 

@@ -112,7 +112,7 @@ fn demand_fault_record(bench: &mut Bench<'_>) -> Result<()> {
     let record = fresh(1)?;
     lane.queue.submit(&Operation::nop().encode(77, record.at(64)));
     // Not by looking at the record: that would bring the page in.
-    crate::wait::wait_until(crate::wait::patience(), || lane.queue.occupancy() == 0)?;
+    lane.queue.rest()?;
     requests(lane.device.counters().page_requests - before, 1)?;
     let completion = poll_record(&record, 64).context("there is no record")?;
     ensure!(completion.tag == 77, "the record says {completion:?}");
@@ -311,7 +311,8 @@ fn overwrite_shared(lane: &Lane, source: &Mapping, destination: &Mapping) -> Res
 fn huge_page(bench: &mut Bench<'_>) -> Result<()> {
     const HUGE: usize = 2 << 20;
     let mapping = fresh(2 * HUGE / PAGE)?;
-    if mapping.prefer_huge().is_err() {
+    let setting = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").unwrap_or_default();
+    if setting.contains("[never]") || mapping.prefer_huge().is_err() {
         return Err(crate::bench::Skip("the kernel has no transparent huge pages").into());
     }
     let start = usize::try_from(mapping.address().next_multiple_of(HUGE as u64) - mapping.address())?;

@@ -30,6 +30,8 @@ const COMMON: u64 = 0x10_0000_0000;
 /// Where only the first process maps something.
 const SECRET: u64 = 0x11_0000_0000;
 const PAGES: usize = 4;
+/// Descriptors that keep a queue busy.
+const QUEUED: usize = 16;
 /// A descriptor that keeps a queue busy.
 const BUSY_PAGES: usize = 16;
 
@@ -49,7 +51,7 @@ fn keep_busy(device: &Device) -> Result<(Vec<crate::endpoint::Queue>, Vec<Mappin
     let (mut queues, mut memory) = (Vec::new(), Vec::new());
     for index in 0..device.queues() {
         let queue = device.queue(index)?;
-        for _ in 0..device.depth().min(64) {
+        for _ in 0..device.depth().min(QUEUED) {
             let destination = fresh(BUSY_PAGES)?;
             let _ = queue.start(&Operation::fill(destination.address(), destination.len(), 0x77));
             memory.push(destination);

@@ -93,7 +93,7 @@ fn all_queues_at_once(bench: &mut Bench<'_>) -> Result<()> {
 
 /// While one queue waits for hundreds of pages, another one works through its own.
 fn waiting_queue_holds_up_no_other(bench: &mut Bench<'_>) -> Result<()> {
-    const SLOW_PAGES: usize = 512;
+    const SLOW_PAGES: usize = 192;
     let device = Device::open(bench.endpoint)?;
     ensure!(device.queues() >= 2, "the endpoint has one queue only");
     let (slow, quick) = (device.queue(0)?, device.queue(1)?);

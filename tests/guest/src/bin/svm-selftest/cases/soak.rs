@@ -21,7 +21,7 @@ pub(super) const CASES: &[Case] = &[
 /// page's loss or the new value, and once it is quiet, everything works.
 fn discard_under_way(bench: &mut Bench<'_>) -> Result<()> {
     const PAGES: usize = 64;
-    const ROUNDS: usize = 10;
+    const ROUNDS: usize = 4;
     let (source, bytes) = bench.resident(PAGES)?;
     let (destination, _) = bench.resident(PAGES)?;
     let lane = bench.lane()?;
@@ -44,11 +44,11 @@ fn discard_under_way(bench: &mut Bench<'_>) -> Result<()> {
     Ok(())
 }
 
-const ARENA_PAGES: usize = 96;
+const ARENA_PAGES: usize = 64;
 /// An operation works in one half while a helper takes pages of the other half away.
 const HALF: usize = ARENA_PAGES / 2;
 const OPERATIONS: usize = 1000;
-const LONGEST: usize = 9 * PAGE;
+const LONGEST: usize = 5 * PAGE;
 
 /// An arena of pages, and what must be in it.
 struct Arena<'a> {

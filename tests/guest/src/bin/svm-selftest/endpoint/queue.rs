@@ -110,6 +110,13 @@ impl Queue {
         self.read_control(control::STATUS) & control::WAITING != 0
     }
 
+    /// Waits until everything submitted has ended, its record included: a descriptor's place is free
+    /// a moment before.
+    pub(crate) fn rest(&self) -> Result<()> {
+        wait_until(patience(), || self.read_control(control::STATUS) & control::ACTIVE == 0)
+            .with_context(|| format!("queue {} does not come to rest", self.index))
+    }
+
     /// Descriptors under way.
     pub(crate) fn occupancy(&self) -> u32 {
         self.read_control(control::OCCUPANCY)
