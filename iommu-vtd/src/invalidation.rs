@@ -43,6 +43,8 @@ pub struct WaitAction {
     pub status: Option<(Gpa, u32)>,
     /// Signal completion in ICS.
     pub interrupt: bool,
+    /// Page requests that arrived before are to be in their queue first (PD).
+    pub drain: bool,
 }
 
 /// What a context-cache or PASID-cache invalidation is about. This model caches no such entries: it is what a
@@ -281,7 +283,7 @@ fn wait(raw: Wait, high: u64, capability: &Capability) -> Result<Descriptor, Que
     }
     let address = WaitAddress::new_with_raw_value(high).addr().value() << 2;
     let status = raw.sw().then_some((Gpa(address & capability.host_address_mask()), raw.data()));
-    Ok(Descriptor::Wait(WaitAction { status, interrupt: raw.if_() }))
+    Ok(Descriptor::Wait(WaitAction { status, interrupt: raw.if_(), drain: raw.pd() }))
 }
 
 /// Codes 2 to 14 are reserved and mean failure to a function. Linux uses 2 for it.

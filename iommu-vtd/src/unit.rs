@@ -7,13 +7,16 @@
 //! 1. `turn`: who processes commands and the invalidation queue. Taken by register writes only, so by CPU threads
 //!    that hold nothing. Held while endpoints are called and ports are visited.
 //! 2. locks inside an endpoint,
-//! 3. the lock of a port: an open session,
-//! 4. `endpoints`, and `state` (register file, fault log, page request queue): leaves. Nothing is called with
+//! 3. `arriving`: shared by page requests on their way into the queue, taken for a moment by a wait descriptor
+//!    that drains them,
+//! 4. the lock of a port: an open session,
+//! 5. `endpoints`, and `state` (register file, fault log, page request queue): leaves. Nothing is called with
 //!    them held but guest memory and the interrupt sink,
-//! 5. host objects.
+//! 6. host objects.
 //!
-//! The methods of [`Translator`] take leaves only; [`Translator::translate`] takes no lock at all. That is why
-//! an endpoint may call them from within a call that the unit made to it, and why waiting for `turn` always ends:
+//! [`Translator::translate`] takes no lock at all, [`Translator::report`] leaves only, and
+//! [`Translator::page_request`] shares `arriving`, which is wanted alone only between descriptors. That is why an
+//! endpoint may call them from within a call that the unit made to it, and why waiting for `turn` always ends:
 //! endpoints never wait for a guest.
 //!
 //! # Who processes the queue
@@ -80,6 +83,7 @@ pub struct Unit<M> {
     ports: Arc<PortSet>,
     endpoints: RwLock<HashMap<SourceId, Weak<dyn Endpoint>>>,
     turn: Mutex<()>,
+    arriving: RwLock<()>,
     state: Mutex<State>,
 }
 
@@ -97,6 +101,7 @@ impl<M: TableMemory> Unit<M> {
             ports: Arc::default(),
             endpoints: RwLock::default(),
             turn: Mutex::default(),
+            arriving: RwLock::default(),
             state: Mutex::new(State {
                 file: RegisterFile::new(&config.capability),
                 ring: None,
@@ -335,8 +340,12 @@ impl<M: TableMemory> Unit<M> {
         }
     }
 
-    /// All before is done, device-TLBs included, so page requests that were made before are in their queue.
+    /// All before is done, device-TLBs included. With a drain, page requests that were judged by the tables as
+    /// they were before have reached their queue, or never will.
     fn complete(&self, wait: &WaitAction) {
+        if wait.drain {
+            drop(self.arriving.write());
+        }
         if let Some((gpa, data)) = wait.status
             && !self.memory.write(gpa, &data.to_le_bytes())
         {
@@ -375,6 +384,7 @@ impl<M: TableMemory> Translator for Unit<M> {
                 PageRequestOutcome::Dropped
             }
         };
+        let _arriving = self.arriving.read();
         let context = self.context();
         if !context.root.enabled() {
             return PageRequestOutcome::Dropped;

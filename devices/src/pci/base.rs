@@ -228,7 +228,7 @@ impl FunctionBase {
         if after.ats != before.ats {
             events.push(FunctionEvent::Ats(after.ats));
         }
-        if after.pasid != before.pasid || after.ats.enabled && !before.ats.enabled {
+        if after.pasid != before.pasid || after.ats.enabled != before.ats.enabled {
             events.push(FunctionEvent::FlushDeviceTlb);
         }
         self.apply_pri(&mut config, &before.pri, &after.pri, &mut events);

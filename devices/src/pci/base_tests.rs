@@ -170,7 +170,10 @@ fn stu_holds_still_while_ats_is_enabled() {
     f.write16(at, 0x8003);
     assert_eq!(f.write16(at, 0x8005), []);
     assert_eq!(f.base.ats(), AtsState { enabled: true, stu: 3 });
-    assert_eq!(f.write16(at, 0x0005), [FunctionEvent::Ats(AtsState { enabled: false, stu: 5 })]);
+    assert_eq!(
+        f.write16(at, 0x0005),
+        [FunctionEvent::Ats(AtsState { enabled: false, stu: 5 }), FunctionEvent::FlushDeviceTlb]
+    );
     assert_eq!(
         f.write16(at, 0x8005),
         [FunctionEvent::Ats(AtsState { enabled: true, stu: 5 }), FunctionEvent::FlushDeviceTlb]

@@ -76,7 +76,8 @@ pub enum FunctionEvent {
     Pasid(PasidState),
     /// ATS was enabled or disabled, or its STU changed.
     Ats(AtsState),
-    /// Drop every cached translation: ATS was enabled, or PASID changed.
+    /// Drop every cached translation: ATS was enabled or disabled, or PASID changed. (Dropped as ATS goes off,
+    /// none is there to be used in the moment after it went on.)
     FlushDeviceTlb,
     /// PRI was enabled.
     PriEnabled(PriState),

@@ -130,7 +130,7 @@ impl Device {
         self.switch(|status| status.with_bus_master(on));
     }
 
-    /// ATS was switched. Before it is used again, the device-TLB is to be flushed.
+    /// ATS was switched. The device-TLB is to be flushed, before ATS is used again.
     pub fn set_ats(&self, on: bool) {
         self.switch(|status| status.with_ats(on));
     }
@@ -184,6 +184,9 @@ impl Device {
         self.device_tlb.flush();
         for staging in &self.staging {
             staging.clear();
+        }
+        for queue in &self.queues {
+            queue.clear_counters();
         }
         self.counters.clear();
         self.timeline.clear();

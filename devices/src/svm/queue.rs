@@ -213,10 +213,14 @@ impl Queue {
         state.enabled = false;
         (state.pasid, state.irq) = (0, 0);
         self.end_epoch(&mut state, &[&self.abort_below, &self.drop_below]);
-        for counter in [&self.counters.completed, &self.counters.faulted, &self.counters.page_requests] {
+    }
+
+    /// All counters to 0. After a reset and a drain nothing of before counts any more.
+    pub fn clear_counters(&self) {
+        let QueueCounters { completed, faulted, page_requests, record_lost } = &self.counters;
+        for counter in [completed, faulted, page_requests, record_lost] {
             counter.set(0);
         }
-        self.counters.record_lost.set(0);
         self.dropped.store(0, Ordering::Relaxed);
     }
 

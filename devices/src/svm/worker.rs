@@ -184,7 +184,7 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
                 Ok(_) => {
                     times.retry = self.device.clock.now();
                     if matches!(answer, Answer::Retry { .. }) {
-                        self.device.timeline.publish(times, address.0 & !0xfff, self.queue().number());
+                        self.publish(task.job, times, address);
                     }
                     return Ok(());
                 }
@@ -238,9 +238,6 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
 
     /// Shows how a descriptor ended: counters first, then the record, then the interrupt.
     fn complete(&mut self, task: &mut Task<'_>, mut record: Record, end: End) {
-        if self.queue().fate(task.job) == Fate::Drop {
-            return;
-        }
         record.status = match end {
             End::Success => Status::Success,
             End::Fault { .. } => Status::Fault,
@@ -252,22 +249,52 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
             let info = FaultInfo::DEFAULT.with_write(access.is_write()).with_reason(u3::new(reason as u8));
             record.fault_info = info.raw_value();
             record.fault_address = address.0.into();
-            self.queue().counters.faulted.count();
         }
-        self.queue().counters.completed.count();
-        self.device.counters.completed.count();
+        let counted = self.unless_dropped(task.job, |device, queue| {
+            if let End::Fault { .. } = end {
+                queue.counters.faulted.count();
+            }
+            queue.counters.completed.count();
+            device.counters.completed.count();
+        });
+        if !counted {
+            return;
+        }
         self.queue().completing();
         if let Some(address) = task.header.record
             && !self.write_record(task, address, record)
-            && self.queue().fate(task.job) != Fate::Drop
         {
-            self.device.counters.records_lost.count();
-            self.queue().counters.record_lost.set(address.0);
+            self.unless_dropped(task.job, |device, queue| {
+                device.counters.records_lost.count();
+                queue.counters.record_lost.set(address.0);
+            });
         }
-        let irq = IrqRegister::new_with_raw_value(self.queue().irq());
-        if task.header.interrupt && irq.enable() && self.queue().fate(task.job) != Fate::Drop {
-            self.device.pci.interrupt(irq.vector().value());
+        if task.header.interrupt {
+            self.unless_dropped(task.job, |device, queue| {
+                let irq = IrqRegister::new_with_raw_value(queue.irq());
+                if irq.enable() {
+                    device.pci.interrupt(irq.vector().value());
+                }
+            });
         }
+    }
+
+    fn publish(&self, job: &Job, times: Times, address: Iova) {
+        self.unless_dropped(job, |device, queue| {
+            device.timeline.publish(times, address.0 & !0xfff, queue.number());
+        });
+    }
+
+    /// Shows something of a job, unless it is to leave no trace; says whether it did. Inside the gate, so a reset
+    /// that has drained it finds all traces and clears them.
+    fn unless_dropped(&self, job: &Job, show: impl FnOnce(&Device, &Queue)) -> bool {
+        let queue = self.queue();
+        let _gate = queue.enter();
+        let wanted = queue.fate(job) != Fate::Drop;
+        if wanted {
+            show(&self.device, queue);
+        }
+        wanted
     }
 
     /// Writes a record, asking for its page if need be. `false`: it could not be written.

@@ -44,8 +44,10 @@ fn answer(pasid: Option<u32>, group: u16, code: ResponseCode) -> Result<Descript
 
 fn wait(status: Option<(u64, u32)>, interrupt: bool) -> Result<Descriptor, QueueError> {
     let status = status.map(|(address, data)| (Gpa(address), data));
-    Ok(Descriptor::Wait(WaitAction { status, interrupt }))
+    Ok(Descriptor::Wait(WaitAction { status, interrupt, drain: false }))
 }
+
+const DRAIN: WaitAction = WaitAction { status: Some((Gpa(0x1000), 2)), interrupt: false, drain: true };
 
 fn range(start: u64, last: u64) -> IovaRange {
     IovaRange::new(start, last).unwrap()
@@ -150,7 +152,7 @@ fn waits_and_responses() {
         ("status", 0x2_0000_0025, 0x1234, wait(Some((0x1234, 2)), false)),
         ("beyond HAW is cut", 0x2_0000_0025, 0x4000_0000_1000, wait(Some((0x1000, 2)), false)),
         ("fence only", 0x2_0000_0045, 0x1000, wait(None, false)),
-        ("drain", 0x2_0000_00a5, 0x1000, wait(Some((0x1000, 2)), false)),
+        ("drain", 0x2_0000_00a5, 0x1000, Ok(Descriptor::Wait(DRAIN))),
         ("interrupt", 0x15, 0, wait(None, true)),
         ("nothing asked", 0x05, 0, wait(None, false)),
         ("status address not aligned", 0x2_0000_0025, 0x1002, Err(QueueError::Reserved)),

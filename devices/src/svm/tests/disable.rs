@@ -123,6 +123,24 @@ fn function_level_reset_leaves_no_trace() {
 }
 
 #[test]
+fn nothing_is_counted_after_a_reset_returns() {
+    let rig = Rig::new();
+    for round in 0..2_000 {
+        for _ in 0..8 {
+            rig.submit(0, &Descriptor::default());
+        }
+        // Each time somewhere else in its work.
+        while rig.read64(0x40) < round % 4 {
+            std::hint::spin_loop();
+        }
+        flr(&rig);
+        rig.until_idle(0);
+        assert_eq!((rig.read64(control_page(0) + 0x40), rig.read64(0x40)), (0, 0), "round {round}");
+        rig.bring_up();
+    }
+}
+
+#[test]
 fn nothing_is_written_after_a_reset_returns() {
     let rig = Rig::new();
     rig.map_range(SOURCE_PAGE, 64);
