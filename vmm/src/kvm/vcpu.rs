@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::bus::Bus;
 use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET};
@@ -34,6 +34,8 @@ pub(crate) struct Vcpus {
 
 /// Between two attempts to get a CPU out of the guest.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
+/// How long a CPU may take to come out. One that writes to a console that nobody reads never does.
+const KICK_LIMIT: Duration = Duration::from_secs(2);
 
 impl Vcpus {
     /// Starts a thread for every CPU; `before_first` runs on the first one's thread, right before it enters the
@@ -66,18 +68,22 @@ impl Vcpus {
 }
 
 impl Drop for Vcpus {
-    /// Gets every CPU out of the guest and joins its thread.
+    /// Gets every CPU out of the guest and joins its thread, or leaves a stuck one to the end of the process: it
+    /// does not enter the guest again.
     ///
     /// A signal that arrives between a CPU's look at the flag and its entry is lost: so they are repeated.
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
+        let start = Instant::now();
         for thread in self.threads.drain(..) {
-            while !thread.is_finished() {
+            while !thread.is_finished() && start.elapsed() < KICK_LIMIT {
                 // Fails only for a thread that is gone.
                 let _ = thread.kill(SIGRTMIN());
                 std::thread::sleep(KICK_INTERVAL);
             }
-            if thread.join().is_err() {
+            if !thread.is_finished() {
+                log::warn!("a CPU hangs, perhaps writing to a console that nobody reads");
+            } else if thread.join().is_err() {
                 log::error!("a CPU thread panicked");
             }
         }
@@ -234,7 +240,7 @@ mod tests {
             let end_of_interrupt = self.end_of_interrupt;
             let exits = Exits { mmio, ports, end_of_interrupt, ending: ending.clone() };
             let vcpus = Vcpus::start(vec![self.fd], &Arc::new(exits), || ()).unwrap();
-            let start = std::time::Instant::now();
+            let start = Instant::now();
             while ending.outcome().is_none() && start.elapsed() < time {
                 std::thread::sleep(Duration::from_millis(1));
             }

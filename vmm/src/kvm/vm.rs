@@ -18,12 +18,11 @@ const USE_32BIT_IDS: u64 = 1;
 /// `KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK`: destination 0xff is the set of CPUs it says, not all of them.
 const DISABLE_BROADCAST_QUIRK: u64 = 2;
 /// What nothing works without. The TSC deadline timer is the guest's only clock event source.
-const NEEDED: [(Cap, &str); 6] = [
+const NEEDED: [(Cap, &str); 5] = [
     (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
     (Cap::SplitIrqchip, "KVM_CAP_SPLIT_IRQCHIP"),
     (Cap::X2ApicApi, "KVM_CAP_X2APIC_API"),
     (Cap::SignalMsi, "KVM_CAP_SIGNAL_MSI"),
-    (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     (Cap::TscDeadlineTimer, "KVM_CAP_TSC_DEADLINE_TIMER"),
 ];
 

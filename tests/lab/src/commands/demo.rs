@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
 use crate::cli;
@@ -31,9 +31,10 @@ pub fn run(options: &cli::Demo) -> Result<bool> {
     workload.commands = vec![Materials::svmm_run(&options.guest, COMMAND_LINE)];
     eprintln!("[lab] world: {}", materials.world);
     let mut console = Console::new(options.verbose);
-    let codes = materials.world.run(&workload, Terminal::Output(&mut console), LIMIT)?;
+    let outcome = materials.world.run(&workload, Terminal::Output(&mut console), LIMIT);
     let log = cache.of_tree(&programs::workspace())?.join("demo-console.log");
     std::fs::write(&log, &console.transcript)?;
+    let codes = outcome.with_context(|| format!("the guest's console is in {}", log.display()))?;
     if console.report.cases.is_empty() {
         bail!(
             "the guest told of no test case (svmm's exit codes {codes:?}); the end of {}:\n{}",
