@@ -14,7 +14,7 @@ use super::{Case, Needs};
 use crate::bench::{Bench, ExpectedFault, copy_all, faulted, fresh, requests, same, success};
 use crate::endpoint::{Counters, Device, Endpoint, Operation, rest};
 use crate::model::{self, Random};
-use crate::sys::{Mapping, PAGE};
+use crate::sys::{Mapping, PAGE, share_file};
 
 use Needs::{PageRequests, Translation};
 
@@ -89,14 +89,20 @@ fn all_ended(endpoint: &dyn Endpoint, before: Counters, submitted: u64) -> Resul
     Ok(())
 }
 
+/// The dead process's open file is kept until the device rests. Without that, Linux (seen in 7.3.4)
+/// ends the device's last use of page requests without a drain, since the address space has gone
+/// already, and frees requests whose work is still queued: that is its bug, and it oopses.
 fn killed_with_work_in_flight(bench: &mut Bench<'_>) -> Result<()> {
     for delay in [0, 3, 30] {
         let before = Counters::read(bench.endpoint.peek()?.as_ref());
         let mut victim = Peer::start(bench.endpoint, "victim")?;
         let submitted = victim.number("busy")?;
+        let file = i32::try_from(victim.number("file")?)?;
+        let bond = share_file(victim.child.id(), file).context("cannot share the victim's file")?;
         thread::sleep(Duration::from_millis(delay));
         victim.kill()?;
         all_ended(bench.endpoint, before, submitted).with_context(|| format!("killed after {delay} ms"))?;
+        drop(bond);
         Peer::start(bench.endpoint, "worker")?.finish().context("a new process afterwards")?;
     }
     worker(bench.endpoint).context("the runner afterwards")
@@ -106,6 +112,7 @@ fn victim(endpoint: &dyn Endpoint) -> Result<()> {
     let device = Device::open(endpoint)?;
     let (_queues, memory) = keep_busy(&device)?;
     say(&format!("busy {}", memory.len()))?;
+    say(&format!("file {}", device.file()))?;
     loop {
         thread::sleep(Duration::from_secs(3600));
     }

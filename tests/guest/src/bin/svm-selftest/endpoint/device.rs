@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -85,6 +86,11 @@ impl Device {
     /// Descriptors that a queue holds.
     pub(crate) fn depth(&self) -> usize {
         1 << ((self.registers.read32(global::CAPS) >> 8) & 0xff)
+    }
+
+    /// The open file that holds the bond.
+    pub(crate) fn file(&self) -> RawFd {
+        self.interrupts.as_raw_fd()
     }
 
     /// The global STATUS register.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// Whether `file` becomes readable within `limit`.
@@ -46,6 +46,24 @@ pub(crate) fn fork_and(before_end: impl FnOnce() -> bool, judge: impl FnOnce() -
         return Err(io::Error::last_os_error());
     }
     Ok(good && status == 0)
+}
+
+/// A file that a child process has open, open here too: the same open file, not a second opening.
+pub(crate) fn share_file(child: u32, file: RawFd) -> io::Result<File> {
+    // SAFETY: the arguments are integers.
+    let handle = descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, child, 0) })?;
+    // SAFETY: the arguments are integers.
+    let shared = unsafe { libc::syscall(libc::SYS_pidfd_getfd, handle.as_raw_fd(), file, 0) };
+    descriptor(shared).map(File::from)
+}
+
+fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let file = RawFd::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(file) })
 }
 
 /// Reads this process's memory as another process would: what is not accessible is an error.

@@ -6,7 +6,7 @@ mod call;
 mod map;
 
 pub(crate) use bar::Bar;
-pub(crate) use call::{copy_from_self, copy_to_self, fork_and, poll_readable};
+pub(crate) use call::{copy_from_self, copy_to_self, fork_and, poll_readable, share_file};
 pub(crate) use map::{Mapping, Protection, Sharing};
 
 /// Size of a page; x86 has no other base size.
