@@ -3,12 +3,12 @@
 
 use iommu_core::{AddressType, Completion, Fault, PageRequest, Permissions, Request, Tag, Translation};
 
+use crate::answer::{empty, fault};
 use crate::memory::TableMemory;
 use crate::rules::Rules;
 use crate::spec::fault::Reason;
 use crate::spec::registers::TranslationTableMode;
 use crate::tables::{Blocked, Context, Kind, Lookup, context_entry, pasid_entry};
-use crate::translate::{empty, fault};
 
 /// Answers a translation request without PASID for an address in the interrupt range: the device is to send
 /// such writes untranslated, as interrupts. One that waives writing gets nothing.

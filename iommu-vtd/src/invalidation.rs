@@ -9,6 +9,7 @@ use iommu_core::{
 };
 
 use crate::capability::Capability;
+use crate::spec::bits;
 use crate::spec::invalidation::{
     ContextCache, DescriptorType, DeviceTlb, DeviceTlbAddress, Header, Iotlb, IotlbAddress,
     PageGroupResponse, PageGroupResponseIndex, PasidCache, PasidDeviceTlb, PasidDeviceTlbAddress, PasidIotlb,
@@ -93,11 +94,6 @@ pub struct QueueMode {
     pub wide: bool,
     /// The translation table mode in force.
     pub tables: TranslationTableMode,
-}
-
-/// Bits hi:lo, inclusive.
-const fn bits(high: u32, low: u32) -> u64 {
-    (u64::MAX >> (63 - high)) & (u64::MAX << low)
 }
 
 const TYPE: u64 = bits(3, 0);

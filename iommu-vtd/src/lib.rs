@@ -16,7 +16,7 @@
 //! | chapter | module |
 //! | --- | --- |
 //! | 3 DMA remapping: tables and walk | [`tables`], [`translate`], `walk`, with the limits in [`rules`] |
-//! | 4 device-TLBs | [`ats`], [`translate`] |
+//! | 4 device-TLBs | [`ats`], [`translate`], `answer` |
 //! | 6 caching and invalidation | [`invalidation`] (descriptors), [`queue`] (the ring) |
 //! | 7 faults and page requests | [`mod@fault`] (the log), [`page_request`] (the queue) |
 //! | 8 ACPI | [`dmar`] |
@@ -42,6 +42,7 @@
 //! complete.
 #![forbid(unsafe_code)]
 
+mod answer;
 pub mod ats;
 pub mod capability;
 pub mod dmar;

@@ -7,6 +7,7 @@
 use std::marker::PhantomData;
 
 use crate::capability::{Capability, FAULT_RECORD_OFFSET, FAULT_RECORDS, IOTLB_OFFSET};
+use crate::spec::bits;
 use crate::spec::registers::{
     Cap, CompletionStatus, ContextCommand, Ecap, EventControl, FaultRecordHigh, FaultRecordLow, FaultStatus,
     GlobalCommand, IotlbInvalidate, PageQueueAddress, PageQueueOffset, PageRequestStatus, QueueAddress,
@@ -124,11 +125,6 @@ macro_rules! table {
             present: Present::$present,
         }),+];
     };
-}
-
-/// Bits hi:lo, inclusive.
-const fn bits(high: u32, low: u32) -> u64 {
-    (u64::MAX >> (63 - high)) & (u64::MAX << low)
 }
 
 const PAGES: u64 = bits(63, 12);

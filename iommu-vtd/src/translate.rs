@@ -2,15 +2,13 @@
 //!
 //! **Pure** but for memory: no lock, no log. It runs under a port's lock.
 
-use iommu_core::{
-    Access, AddressType, Completion, DomainId, Fault, FaultReason, Gpa, Pasid, Permissions, Request,
-    StageTag, Tag, Translation,
-};
+use iommu_core::{Access, AddressType, Fault, Gpa, Pasid, Permissions, Request, StageTag, Tag, Translation};
 
+use crate::answer::{answer, empty, unchanged, unnamed};
 use crate::ats;
 use crate::memory::TableMemory;
 use crate::rules::Rules;
-use crate::spec::fault::{Reason, Reply};
+use crate::spec::fault::Reason;
 use crate::spec::registers::TranslationTableMode;
 use crate::tables::{
     Blocked, Context, ContextEntry, Kind, Lookup, PasidEntry, Stage, context_entry, pasid_entry,
@@ -217,62 +215,4 @@ fn identity(rules: &Rules, request: &Request, tag: Tag) -> Result<Translation, R
         tag,
         ..unchanged(request, bits.min(rules.identity_bits))
     })
-}
-
-/// A block of `2^bits` bytes that is not translated, under no particular name.
-fn unchanged(request: &Request, bits: u32) -> Translation {
-    Translation {
-        iova: request.address,
-        base: Gpa(request.address.0),
-        page_bits: bits,
-        permissions: Permissions::READ_WRITE,
-        untranslated_only: false,
-        tag: unnamed(request, StageTag::PassThrough),
-    }
-}
-
-/// Success without permissions.
-pub(crate) fn empty(request: &Request) -> Translation {
-    Translation {
-        iova: request.address,
-        base: Gpa(0),
-        page_bits: 12,
-        permissions: Permissions::NONE,
-        untranslated_only: false,
-        tag: unnamed(request, StageTag::First),
-    }
-}
-
-/// The tag of what no PASID entry names; only an invalidation of everything or of domain 0 hits it.
-fn unnamed(request: &Request, stage: StageTag) -> Tag {
-    Tag { domain: DomainId(0), pasid: request.pasid.unwrap_or(Pasid::ZERO), stage }
-}
-
-/// What the device gets of a blocked request.
-#[cold]
-fn answer(blocked: Blocked, request: &Request) -> Result<Translation, Fault> {
-    let condition = blocked.reason.condition();
-    let reply = match request.address_type {
-        AddressType::Untranslated => Reply::Unsupported,
-        AddressType::Translation { .. } => condition.translation,
-        AddressType::Translated => condition.translated,
-    };
-    let completion = match reply {
-        Reply::Empty | Reply::Effective => return Ok(empty(request)),
-        Reply::Abort => Completion::CompleterAbort,
-        Reply::EmptyRecorded => Completion::Empty,
-        Reply::Unsupported | Reply::Invalid | Reply::Never => Completion::UnsupportedRequest,
-    };
-    Err(fault(blocked, *request, completion))
-}
-
-/// Adds the request to the reason.
-pub(crate) fn fault(blocked: Blocked, request: Request, completion: Completion) -> Fault {
-    let condition = blocked.reason.condition();
-    Fault {
-        request,
-        reason: FaultReason { class: condition.class, code: condition.code.into() },
-        completion,
-        log: !(condition.qualified && blocked.silent),
-    }
 }

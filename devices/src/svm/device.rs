@@ -9,8 +9,8 @@ use iommu_core::{DeviceTlbInvalidation, PageResponse};
 use super::atc::DeviceTlb;
 use super::pri::PageRequests;
 use super::queue::Queue;
-use super::regs::Staging;
 use super::spec::{Caps, GlobalStatus};
+use super::staging::Staging;
 use super::stats::{Clock, Counters, Timeline};
 
 /// How the endpoint is built.

@@ -14,6 +14,7 @@
 //! | [`stats`] | counters and the timeline |
 //! | [`queue`] | a queue: its ring, its registers, what disable and reset do to it |
 //! | [`worker`] | the thread that works a queue off |
+//! | [`staging`] | a descriptor as a portal takes it |
 //! | [`regs`] | the register pages |
 //! | [`device`] | what all of them share, and its switches and resets |
 //! | [`function`] | the PCI function and [`Endpoint`](iommu_core::Endpoint) |
@@ -38,6 +39,7 @@ pub mod pri;
 pub mod queue;
 pub mod regs;
 pub mod spec;
+pub mod staging;
 pub mod stats;
 pub mod worker;
 

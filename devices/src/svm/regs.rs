@@ -3,36 +3,13 @@
 //! Reads are made of aligned 8-byte blocks, so that 64-bit registers are read untorn; writes of aligned
 //! 32-bit registers, of which an access may change only some bytes.
 
-use parking_lot::Mutex;
-use zerocopy::FromZeros;
-use zerocopy::IntoBytes;
-
 use super::device::Device;
 use super::queue::Queue;
 use super::spec::{
-    CONTROL_PAGES, Descriptor, GlobalControl, MAX_TRANSFER_BYTES, PAGE_BYTES, PORTAL_PAGES, QueueControl,
-    control, global, portal,
+    CONTROL_PAGES, GlobalControl, MAX_TRANSFER_BYTES, PAGE_BYTES, PORTAL_PAGES, QueueControl, control,
+    global, portal,
 };
-
-/// One descriptor as it is being written.
-#[derive(Default)]
-pub struct Staging(Mutex<Descriptor>);
-
-impl Staging {
-    /// Forgets what was written.
-    pub fn clear(&self) {
-        self.0.lock().zero();
-    }
-
-    /// Writes the bytes of one 32-bit word that `mask` selects. The descriptor, if this submits it.
-    fn write(&self, offset: usize, value: u32, mask: u32) -> Option<Descriptor> {
-        let mut staged = self.0.lock();
-        let word = staged.as_mut_bytes().get_mut(offset..)?.first_chunk_mut::<4>()?;
-        *word = merge(u32::from_le_bytes(*word), value, mask).to_le_bytes();
-        let submits = offset + 4 == portal::STAGING_BYTES && mask >> 24 != 0;
-        submits.then(|| std::mem::take(&mut *staged))
-    }
-}
+use super::staging::merge;
 
 /// Which page of BAR0 an offset lies in.
 enum Page {
@@ -133,10 +110,6 @@ pub fn write(device: &Device, offset: u64, data: &[u8]) -> Option<usize> {
         taken += length;
     }
     enabled
-}
-
-fn merge(old: u32, value: u32, mask: u32) -> u32 {
-    old & !mask | value & mask
 }
 
 /// The part of a write that falls into one 32-bit word.

@@ -9,6 +9,11 @@ pub mod pasid;
 pub mod registers;
 pub mod root;
 
+/// Bits hi:lo, inclusive.
+pub(crate) const fn bits(high: u32, low: u32) -> u64 {
+    (u64::MAX >> (63 - high)) & (u64::MAX << low)
+}
+
 /// Address bits from `bits` on, none from 64 on.
 const fn above(bits: u32) -> u64 {
     match u64::MAX.checked_shl(bits) {
