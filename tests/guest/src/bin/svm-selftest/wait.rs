@@ -10,7 +10,9 @@ use anyhow::{Result, bail};
 const EAGER: u32 = 64;
 /// How long to yield before sleeping; the kernel's page request thread may need this CPU.
 const YIELDING: Duration = Duration::from_millis(2);
-const NAP: Duration = Duration::from_micros(200);
+/// The shortest and the longest sleep: what takes long is asked about less often, since a look at a
+/// register may leave the virtual machine.
+const NAPS: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(5));
 
 static PATIENCE_SECONDS: AtomicU64 = AtomicU64::new(30);
 
@@ -42,7 +44,11 @@ pub(crate) fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -
         if elapsed > limit {
             break;
         }
-        if elapsed < YIELDING { thread::yield_now() } else { thread::sleep(NAP) }
+        if elapsed < YIELDING {
+            thread::yield_now();
+        } else {
+            thread::sleep((elapsed / 16).clamp(NAPS.0, NAPS.1));
+        }
     }
     bail!("nothing happened for {} s", limit.as_secs())
 }
