@@ -7,7 +7,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use devices::bus::Bus;
-use kvm_bindings::{KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET};
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
@@ -131,9 +134,41 @@ fn step(fd: &mut VcpuFd, exits: &Exits) -> io::Result<Option<Outcome>> {
             }));
         }
         VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen | VcpuExit::SetTpr => {}
+        VcpuExit::InternalError => return Err(io::Error::other(internal_error(fd))),
+        VcpuExit::FailEntry(reason, cpu) => return Err(io::Error::other(entry_failure(reason, cpu))),
         other => return Err(io::Error::other(format!("CPU stopped: {other:?}"))),
     }
     Ok(None)
+}
+
+/// The words for the internal error that the last exit was.
+fn internal_error(fd: &mut VcpuFd) -> String {
+    // SAFETY: the last exit was an internal error, for which the kernel fills this member of the union; it is plain
+    // numbers.
+    let internal = unsafe { fd.get_kvm_run().__bindgen_anon_1.internal };
+    internal_error_text(internal.suberror, internal.ndata, &internal.data)
+}
+
+/// Names of the suberrors of an internal error.
+const SUBERRORS: [(u32, &str); 4] = [
+    (KVM_INTERNAL_ERROR_EMULATION, "emulation"),
+    (KVM_INTERNAL_ERROR_SIMUL_EX, "simultaneous exceptions"),
+    (KVM_INTERNAL_ERROR_DELIVERY_EV, "exit while delivering an event"),
+    (KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, "unexpected exit reason"),
+];
+
+/// The words for an internal error; the first `count` of `data` count. **Pure.**
+fn internal_error_text(suberror: u32, count: u32, data: &[u64]) -> String {
+    let name = SUBERRORS.iter().find(|row| row.0 == suberror).map_or("unknown", |row| row.1);
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let words: String = data.iter().take(count).map(|word| format!(" {word:#x}")).collect();
+    let words = if words.is_empty() { " none".into() } else { words };
+    format!("CPU stopped: KVM internal error, suberror {suberror} ({name}), data{words}")
+}
+
+/// The words for a CPU that the hardware did not let into the guest. **Pure.**
+fn entry_failure(reason: u64, cpu: u32) -> String {
+    format!("CPU stopped: guest entry failed, hardware reason {reason:#x}, host CPU {cpu}")
 }
 
 /// Calls `access` for every access of a port instruction, in order: a string instruction makes several.
@@ -299,6 +334,37 @@ mod tests {
         let (outcome, seen) = machine.run(LONG);
         assert_eq!(outcome, Some(Outcome::TripleFault));
         assert_eq!(seen, [(0, vec![0; 8]), (1, vec![0x42; 4])]);
+    }
+
+    #[test]
+    fn internal_errors_are_told_with_their_data() {
+        let data = [0x1f, 0x8000_0000_0000_0021, 3];
+        for (name, suberror, count, expected) in [
+            ("two words", 1, 2, "suberror 1 (emulation), data 0x1f 0x8000000000000021"),
+            ("no words", 3, 0, "suberror 3 (exit while delivering an event), data none"),
+            (
+                "more words than there are",
+                4,
+                u32::MAX,
+                "suberror 4 (unexpected exit reason), data 0x1f 0x8000000000000021 0x3",
+            ),
+            ("a new suberror", 99, 1, "suberror 99 (unknown), data 0x1f"),
+        ] {
+            let text = internal_error_text(suberror, count, &data);
+            assert_eq!(text, format!("CPU stopped: KVM internal error, {expected}"), "{name}");
+        }
+        let text = entry_failure(0x8000_0021, 5);
+        assert_eq!(text, "CPU stopped: guest entry failed, hardware reason 0x80000021, host CPU 5");
+    }
+
+    #[test]
+    fn code_outside_memory_ends_the_run_with_the_suberror() {
+        let Some(mut machine) = Machine::new() else { return };
+        // mov edi, 0xe0000000; jmp rdi
+        machine.load_long_mode(&[0xbf, 0x00, 0x00, 0x00, 0xe0, 0xff, 0xe7]);
+        let (outcome, _) = machine.run(LONG);
+        let Some(Outcome::HostFailure(reason)) = &outcome else { panic!("{outcome:?}") };
+        assert!(reason.starts_with("CPU stopped: KVM internal error, suberror 1 (emulation)"), "{reason}");
     }
 
     /// An interrupt gate of a 64-bit descriptor table that leads to `handler`.
