@@ -18,6 +18,11 @@ pub(crate) const MAX_MEMORY_MIB: u64 = 1 << 20;
 /// How often the host's memory may be promised to one guest: guests seldom touch all of theirs, but one that is
 /// given the wrong number of digits takes the host down while it boots.
 const OVERCOMMIT: u64 = 4;
+/// Where a bzImage's setup header has `cmdline_size`. Versions before 2.06 lack it; those that have the 64-bit entry
+/// that we need, from 2.12 on, do not.
+const CMDLINE_SIZE: std::ops::Range<usize> = 0x238..0x23c;
+/// What Linux for x86 takes if no setup header tells: its `COMMAND_LINE_SIZE` is 2048 with the NUL.
+const ELF_CMDLINE_MAX: u64 = 2047;
 /// Guest memory comes in pieces that huge pages can back.
 const MEMORY_STEP_MIB: u64 = 2;
 
@@ -33,13 +38,13 @@ pub(crate) struct Complaint {
 }
 
 impl Complaint {
-    /// A complaint; line breaks become spaces, so that it stays one line.
+    /// A complaint; control characters become spaces, so that it stays one line and does nothing to a terminal.
     pub(crate) fn new(
         thing: impl fmt::Display,
         reason: impl fmt::Display,
         remedy: impl fmt::Display,
     ) -> Self {
-        let line = |text: String| text.replace(['\n', '\r'], " ");
+        let line = |text: String| text.replace(char::is_control, " ");
         Self {
             thing: line(thing.to_string()),
             reason: line(reason.to_string()),
@@ -86,6 +91,8 @@ pub(crate) struct Kernel {
     pub(crate) file: File,
     /// Its format.
     pub(crate) format: KernelFormat,
+    /// The longest command line that it takes, in bytes without the final NUL.
+    pub(crate) cmdline_max: u64,
 }
 
 /// An initramfs that can be read.
@@ -117,7 +124,7 @@ pub(crate) struct Config {
     pub(crate) kernel: Kernel,
     /// Initial file system.
     pub(crate) initrd: Option<Initrd>,
-    /// Kernel command line, no NUL in it, shorter than its place.
+    /// Kernel command line, no NUL in it, not longer than kernel and place take.
     pub(crate) cmdline: String,
     /// vCPUs, 1 to [`MAX_CPUS`].
     pub(crate) cpus: u32,
@@ -137,12 +144,13 @@ impl TryFrom<RunArgs> for Config {
     type Error = Complaint;
 
     fn try_from(args: RunArgs) -> Result<Self, Complaint> {
+        let kernel = open_kernel(&args.kernel)?;
         Ok(Self {
             cpus: check_cpus(args.cpus)?,
             memory_bytes: check_memory(args.memory_mib)?,
             svm: check_svm(args.svm.as_deref(), args.iommu)?,
-            cmdline: check_cmdline(args.cmdline)?,
-            kernel: open_kernel(&args.kernel)?,
+            cmdline: check_cmdline(args.cmdline, kernel.cmdline_max)?,
+            kernel,
             initrd: args.initrd.as_deref().map(open_initrd).transpose()?,
             iommu: args.iommu.is_on(),
             serial: open_serial(&args.serial)?,
@@ -187,14 +195,18 @@ fn host_memory_mib(meminfo: &str) -> Option<u64> {
     Some((field("MemTotal:")? + field("SwapTotal:").unwrap_or(0)) >> 10)
 }
 
-fn check_cmdline(cmdline: String) -> Result<String, Complaint> {
-    if cmdline.contains('\0') {
-        return Err(Complaint::new("--cmdline", "contains a NUL byte", "remove it"));
+fn check_cmdline(cmdline: String, kernel_max: u64) -> Result<String, Complaint> {
+    // The kernel takes these two for spaces, and so a script may break a long line.
+    let control = |c: char| c.is_control() && !matches!(c, '\t' | '\n');
+    if let Some(found) = cmdline.chars().find(|&c| control(c)) {
+        let reason = format_args!("the command line contains the control character {found:?}").to_string();
+        return Err(Complaint::new("--cmdline", reason, "give text without it"));
     }
-    let room = low::CMDLINE.len - 1;
-    if cmdline.len() as u64 > room {
-        let reason = format_args!("{} bytes do not fit", cmdline.len()).to_string();
-        return Err(Complaint::new("--cmdline", reason, format_args!("give at most {room} bytes")));
+    let max = kernel_max.min(low::CMDLINE.len - 1);
+    if cmdline.len() as u64 > max {
+        let reason =
+            format_args!("the command line has {} bytes, this kernel takes {max}", cmdline.len()).to_string();
+        return Err(Complaint::new("--cmdline", reason, format_args!("give at most {max} bytes")));
     }
     Ok(cmdline)
 }
@@ -287,7 +299,8 @@ fn open_kernel(path: &Path) -> Result<Kernel, Complaint> {
     };
     read.map_err(|error| complaint(system_reason(&error)))?;
     let format = kernel_format(&head).map_err(|reason| complaint(reason.into()))?;
-    Ok(Kernel { path: path.into(), file, format })
+    let cmdline_max = cmdline_max(&head, format);
+    Ok(Kernel { path: path.into(), file, format, cmdline_max })
 }
 
 /// Tells the format from a file's first bytes. **Pure.**
@@ -303,6 +316,18 @@ fn kernel_format(head: &[u8]) -> Result<KernelFormat, &'static str> {
         return Ok(KernelFormat::BzImage);
     }
     Err("is not a Linux kernel")
+}
+
+/// The longest command line that a kernel takes, in bytes without the final NUL, from the file's first bytes.
+/// **Pure.**
+fn cmdline_max(head: &[u8], format: KernelFormat) -> u64 {
+    let size: Option<[u8; 4]> = head.get(CMDLINE_SIZE).and_then(|bytes| bytes.try_into().ok());
+    match (format, size) {
+        (KernelFormat::BzImage, Some(size)) => u32::from_le_bytes(size).into(),
+        // Too short for a setup header: it will not load either.
+        (KernelFormat::BzImage, None) => 0,
+        (KernelFormat::Elf, _) => ELF_CMDLINE_MAX,
+    }
 }
 
 fn open_initrd(path: &Path) -> Result<Initrd, Complaint> {
@@ -412,6 +437,44 @@ mod tests {
         assert_eq!(config.svm, Some(SvmConfig { queues: 2, pri: false, ..SvmConfig::default() }));
         assert_eq!((config.cpus, config.memory_bytes), (64, 512 << 20));
         assert_eq!(config.kernel.format, KernelFormat::Elf);
+    }
+
+    #[test]
+    fn a_command_line_is_one_that_the_kernel_takes() {
+        let long = |len: usize| "x".repeat(len);
+        for (name, cmdline, max, expected) in [
+            ("empty", String::new(), 0, None),
+            ("as long as can be", long(2047), 2047, None),
+            ("one too long", long(2048), 2047, Some("give at most 2047 bytes")),
+            ("bytes count, not characters", "é".repeat(8), 15, Some("has 16 bytes")),
+            ("longer than its place", long(0x1_0000), u64::MAX, Some("give at most 65535 bytes")),
+            ("broken and indented", "a\n\tb é".into(), 99, None),
+            ("NUL", "a\0b".into(), 99, Some(r"character '\0'; give")),
+            ("escape", "\x1b[2J".into(), 99, Some(r"character '\u{1b}'; give")),
+            ("control character beyond ASCII", "a\u{9b}".into(), 99, Some(r"character '\u{9b}'; give")),
+        ] {
+            let checked = check_cmdline(cmdline.clone(), max);
+            match expected {
+                None => assert_eq!(checked.as_ref(), Ok(&cmdline), "{name}"),
+                Some(expected) => {
+                    let complaint = checked.expect_err(name).to_string();
+                    assert!(complaint.contains(expected), "{name}: {complaint}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_file_says_how_long_a_command_line_it_takes() {
+        let mut bz = vec![0; 0x300];
+        bz[CMDLINE_SIZE].copy_from_slice(&4095u32.to_le_bytes());
+        for (name, head, format, expected) in [
+            ("bzImage", &bz[..], KernelFormat::BzImage, 4095),
+            ("cut bzImage", &bz[..0x23b], KernelFormat::BzImage, 0),
+            ("ELF", &bz[..], KernelFormat::Elf, 2047),
+        ] {
+            assert_eq!(cmdline_max(head, format), expected, "{name}");
+        }
     }
 
     #[test]
