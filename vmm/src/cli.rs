@@ -60,10 +60,10 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "STRING", default_value = "console=ttyS0", allow_hyphen_values = true)]
     pub(crate) cmdline: String,
     /// Virtual CPUs, 1 to 64
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub(crate) cpus: u32,
     /// Guest memory in MiB, a multiple of 2
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true)]
     pub(crate) memory_mib: u64,
     /// Add the SVM endpoint. Options, comma-separated: queues=1 to 16 (8), depth=2 to 1024, a power of two (64), ats=on|off (on), pri=on|off (on)
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]

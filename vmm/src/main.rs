@@ -2,7 +2,7 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | [`cli`], [`config`] | what the user wants, checked |
+//! | [`cli`], [`usage`], [`config`] | what the user wants, what clap has against it, checked |
 //! | [`machine`] | where everything is put together, and nothing else |
 //! | [`layout`], [`memory`] | the guest's address space and RAM |
 //! | [`iommu`] | the VT-d unit as this machine has it |
@@ -25,11 +25,13 @@ mod memory;
 mod outcome;
 mod start_report;
 mod terminal;
+mod usage;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::config::{Complaint, Config};
 use crate::outcome::Outcome;
@@ -37,7 +39,18 @@ use crate::outcome::Outcome;
 fn main() -> ExitCode {
     let start = Instant::now();
     terminal::install_panic_hook();
-    let cli = cli::Cli::parse();
+    let arguments: Vec<OsString> = std::env::args_os().collect();
+    let cli = match cli::Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() => {
+            return complain(&usage::complaint(&error, &cli::Cli::command(), &arguments));
+        }
+        Err(help) => {
+            // Whoever closed standard output does not want to read it.
+            let _ = help.print();
+            return ExitCode::SUCCESS;
+        }
+    };
     if let Err(complaint) = start_log(&cli.log) {
         return complain(&complaint);
     }
