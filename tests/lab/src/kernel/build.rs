@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use super::fragment::Fragment;
-use super::{Kernel, source};
+use super::{Kernel, cloud_host, source};
 use crate::cache::{self, Cache};
 use crate::debian::{PrivateApt, host};
 use crate::process::{output, run_logged};
@@ -17,7 +17,7 @@ use source::Source;
 /// The cache's folder for kernels.
 pub const KIND: &str = "kernel";
 /// Changes when the steps below change what they produce.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 /// What `tinyconfig` consists of; the fragment comes last and wins.
 const TINY: &[&str] =
     &["kernel/configs/tiny-base.config", "kernel/configs/tiny.config", "arch/x86/configs/tiny.config"];
@@ -60,8 +60,9 @@ pub fn build(cache: &Cache) -> Result<Kernel> {
             fs::create_dir_all(&objects)?;
             let steps = Steps { tree, objects, log };
             steps.configure(&fragment)?;
-            steps.compile()?;
+            steps.compile("kernel: compile", &["bzImage", "vmlinux"])?;
             steps.keep(part)?;
+            steps.keep_cloud_host(part, apt.is_some())?;
             cache::remove(&work)
         })?,
     };
@@ -110,10 +111,12 @@ impl Steps {
         Ok(())
     }
 
-    fn compile(&self) -> Result<()> {
-        let mut progress = Progress::start("kernel: compile");
+    fn compile(&self, title: &str, targets: &[&str]) -> Result<()> {
+        let mut progress = Progress::start(title);
         let jobs = std::thread::available_parallelism().map_or(1, usize::from);
-        let make = self.make(&[&format!("-j{jobs}"), "bzImage", "vmlinux"]);
+        let jobs = format!("-j{jobs}");
+        let words: Vec<&str> = std::iter::once(jobs.as_str()).chain(targets.iter().copied()).collect();
+        let make = self.make(&words);
         let mut nice = Command::new("nice");
         nice.arg(make.get_program()).args(make.get_args());
         for (name, value) in make.get_envs() {
@@ -126,6 +129,16 @@ impl Steps {
             format!("{} objects compiled", compiled(&self.log))
         })?;
         progress.done(&format!("{} objects", compiled(&self.log)));
+        Ok(())
+    }
+
+    /// The kernel once more for the cloud world's host. A tree of the user's own is not edited.
+    fn keep_cloud_host(&self, target: &Path, may_edit: bool) -> Result<()> {
+        if may_edit && cloud_host::edit(&self.tree)? {
+            self.compile("kernel: the cloud world's host", &["vmlinux"])?;
+        }
+        let to = target.join(cloud_host::FILE);
+        fs::copy(self.objects.join("vmlinux"), to).context("the kernel build made no vmlinux")?;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The kernel that hosts and guests of the lab run: one source, one fragment, one build.
 
 pub mod build;
+pub mod cloud_host;
 pub mod fragment;
 pub mod source;
 
@@ -28,6 +29,12 @@ impl Kernel {
     #[must_use]
     pub fn vmlinux(&self) -> PathBuf {
         self.folder.join("vmlinux")
+    }
+
+    /// The ELF file that hosts svmm in the cloud world; see [`cloud_host`].
+    #[must_use]
+    pub fn cloud_host(&self) -> PathBuf {
+        self.folder.join(cloud_host::FILE)
     }
 
     /// The full configuration.
