@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use crate::expect::{KernelLog, Tap};
 
 /// Longest time for a boot and what runs in it, unless `SVMM_TEST_TIMEOUT_S` says otherwise.
-const TIMEOUT: Duration = Duration::from_secs(420);
+const TIMEOUT: Duration = Duration::from_secs(200);
 /// Exit code of svmm for a guest program's status `n`, 1 to 63, is this plus `n`.
 pub const STATUS_BASE: i32 = 64;
 /// Console lines shown when a guest did not do as it should.

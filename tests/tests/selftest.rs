@@ -42,8 +42,8 @@ fn passes(guest: &Guest) -> (Outcome, Tap) {
 /// What the stock driver says of itself, and the way of one page request.
 #[test]
 #[ignore = "needs a guest: run cargo lab test"]
-fn one_cpu() {
-    let (outcome, tap) = passes(&Guest::new());
+fn two_cpus() {
+    let (outcome, tap) = passes(&Guest::new().cpus(2));
     let log = outcome.kernel_log().unwrap();
     assert!(log.says("DMAR: Host address width"), "{}", outcome.tail());
     assert!(log.says("DMAR: Intel(R) Virtualization Technology for Directed I/O"), "{}", outcome.tail());

@@ -38,8 +38,8 @@ pub trait Translator: Send + Sync {
 
 /// A function that keeps translations of its own (ATS) and may ask for pages (PRI).
 ///
-/// Called by a model with none of the locks held that a method of [`Translator`] takes. May call [`Translator`]; must not call anything that
-/// processes the guest's invalidations.
+/// Called by a model with none of the locks held that a method of [`Translator`] takes. May call [`Translator`];
+/// must not call anything that processes the guest's invalidations.
 pub trait Endpoint: Send + Sync {
     /// Drops translations. On return nothing in flight uses one of them, and every page request made
     /// before is visible to the guest. Never waits for a guest: not for a page response, not for a doorbell.
