@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use svmm_tests::expect::Tap;
-use svmm_tests::guest::{Guest, Outcome, STATUS_BASE};
+use svmm_tests::guest::{Guest, Outcome};
 
 const SELFTEST: &str = "/bin/svm-selftest";
 
@@ -41,6 +41,7 @@ fn passes(guest: &Guest) -> (Outcome, Tap) {
 
 /// What the stock driver says of itself, and the way of one page request.
 #[test]
+#[cfg(feature = "all-guests")]
 #[ignore = "needs a guest: run cargo lab test"]
 fn two_cpus() {
     let (outcome, tap) = passes(&Guest::new().cpus(2));
@@ -61,6 +62,7 @@ fn four_cpus_elf_kernel() {
 
 /// Buffers above the gap below 4 GiB.
 #[test]
+#[cfg(feature = "all-guests")]
 #[ignore = "needs a guest: run cargo lab test"]
 fn six_gib() {
     let (_, tap) = passes(&Guest::new().cpus(2).memory_mib(6144));
@@ -69,12 +71,13 @@ fn six_gib() {
 
 /// The cases that need page requests can fail: without PRI each of them does, and no other.
 #[test]
+#[cfg(feature = "all-guests")]
 #[ignore = "needs a guest: run cargo lab test"]
 fn without_pri_exactly_its_cases_fail() {
     let outcome = Guest::new().svm("pri=off").run(SELFTEST).boot().unwrap();
     let tap = outcome.tap().unwrap();
     assert_eq!(tap.failed(), tap.totals.need_page_requests, "{}", outcome.tail());
-    assert_eq!(outcome.code, STATUS_BASE + 1, "{}", outcome.tail());
+    assert_eq!(outcome.code, svmm_tests::guest::STATUS_BASE + 1, "{}", outcome.tail());
     assert_eq!(tap.totals.page_requests, 0);
     assert!(tap.cases.len() > tap.failed().len() + 10);
 }
