@@ -26,7 +26,7 @@ const FILES: &str = "/lab";
 /// The machine's memory is touched lazily; guests of 6 GiB fit.
 const MEMORY_MIB: u64 = 10 * 1024;
 /// One, although the host may have more: with two, QEMU 10's emulation of AMD SVM loses its way now and then (the
-/// hypervisor's kernel goes on at a guest's instruction), and guests die or hang through no fault of svmm's.
+/// hypervisor's kernel goes on at a guest's instruction), and guests die.
 const CPUS: usize = 1;
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off tsc=reliable";
 

@@ -16,8 +16,8 @@ use crate::world::{Sink, Terminal, Word, Workload, World};
 const LIMIT: Duration = Duration::from_secs(20 * 60);
 /// One guest test in the cloud world. A machine that goes astray has no clock of its own left to end the test.
 const CLOUD_LIMIT: Duration = Duration::from_secs(150);
-/// How often a test may be tried in the cloud world. QEMU's emulation of nested virtualization loses a guest now and
-/// then (its hypervisor's kernel goes astray), so a failure there is believed when it happens three times.
+/// How often a test may be tried in the cloud world. Guests hang there now and then; QEMU's part in it is proven for some
+/// hangs only, so a retry can also hide a defect of svmm. Every attempt that fails is told. To go when it is found.
 const CLOUD_ATTEMPTS: u32 = 3;
 /// Where the tests find what they boot.
 const ENVIRONMENT: &[(&str, &str)] = &[
