@@ -3,7 +3,7 @@
 use crate::caps::Capabilities;
 use crate::domain::Domain;
 use crate::fault::Fault;
-use crate::invalidation::{DeviceTlbInvalidation, Invalidation};
+use crate::invalidation::{DeviceTlbCompletion, DeviceTlbInvalidation, Invalidation};
 use crate::page_request::{PageRequest, PageRequestOutcome, PageResponse};
 use crate::request::{Request, Translation};
 use crate::types::{Pasid, SourceId};
@@ -44,7 +44,11 @@ pub trait Endpoint: Send + Sync {
     /// Drops translations. On return nothing in flight uses one of them, and every page request made
     /// before is visible to the guest. Never waits for a guest: not for a page response, not for a doorbell.
     /// Completes also if ATS is off or the function is in reset.
-    fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation);
+    ///
+    /// Returns within about a second ([`PortSet::invalidate_device_tlb`](crate::PortSet::invalidate_device_tlb)
+    /// sees to it for ports): a guest CPU waits for it. A function that cannot keep the promise by then says
+    /// so, and is asked again if the guest wants it.
+    fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion;
 
     /// Delivers the answer to a page request group. Unknown groups are ignored: guests send surplus answers.
     fn page_group_response(&self, response: &PageResponse);
