@@ -37,6 +37,12 @@ pub struct Profile {
     pub supervisor: bool,
     /// Maintenance of the extended-accessed bit.
     pub extended_accessed: bool,
+    /// Interrupt remapping. Blocks of up to 2^15 entries are invalidated together.
+    pub interrupt_remapping: bool,
+    /// Extended interrupt mode: 32-bit destinations, for x2APIC. Needs `interrupt_remapping`.
+    pub eim: bool,
+    /// Posted interrupts. Needs `interrupt_remapping`.
+    pub posted_interrupts: bool,
 }
 
 impl Profile {
@@ -53,6 +59,9 @@ impl Profile {
             page_requests: true,
             supervisor: true,
             extended_accessed: true,
+            interrupt_remapping: false,
+            eim: false,
+            posted_interrupts: false,
         }
     }
 }
@@ -269,6 +278,8 @@ fn check(profile: &Profile) -> Result<(), CapabilityError> {
     let dependencies = [
         ("page requests", profile.page_requests, "device-TLBs", profile.device_tlb),
         ("supervisor requests", profile.supervisor, "PASIDs", profile.pasid_bits > 0),
+        ("extended interrupt mode", profile.eim, "interrupt remapping", profile.interrupt_remapping),
+        ("posted interrupts", profile.posted_interrupts, "interrupt remapping", profile.interrupt_remapping),
     ];
     for (feature, wanted, needs, present) in dependencies {
         if wanted && !present {
@@ -285,10 +296,10 @@ fn cap_register(profile: &Profile) -> Cap {
         if profile.five_level { (57, 0b1100) } else { (profile.host_address_width.max(48), 0b0100) };
     Cap::builder()
         .with_esrtps(true)
-        .with_esirtps(false)
+        .with_esirtps(profile.interrupt_remapping)
         .with_ecmds(false)
         .with_fs5lp(profile.five_level)
-        .with_pi(false)
+        .with_pi(profile.posted_interrupts)
         .with_fs1gp(profile.one_gib_pages)
         .with_drd(true)
         .with_dwd(true)
@@ -308,7 +319,7 @@ fn cap_register(profile: &Profile) -> Cap {
         .build()
 }
 
-/// ECAP. No second stage, nesting or interrupt remapping.
+/// ECAP. No second stage and no nesting.
 fn ecap_register(profile: &Profile) -> Ecap {
     let pasid = profile.pasid_bits > 0;
     Ecap::builder()
@@ -330,12 +341,12 @@ fn ecap_register(profile: &Profile) -> Ecap {
         .with_srs(profile.supervisor)
         .with_prs(profile.page_requests)
         .with_nest(false)
-        .with_mhmv(u4::new(0))
+        .with_mhmv(u4::new(if profile.interrupt_remapping { 15 } else { 0 }))
         .with_iro(u10::new(IOTLB_OFFSET / 16))
         .with_sc(true)
         .with_pt(true)
-        .with_eim(false)
-        .with_ir(false)
+        .with_eim(profile.eim)
+        .with_ir(profile.interrupt_remapping)
         .with_dt(profile.device_tlb)
         .with_qi(true)
         .with_c(true)
@@ -350,8 +361,21 @@ mod tests {
     #[test]
     fn registers_are_laid_out_as_the_manual_says() {
         type Row = (&'static str, fn(&mut Profile), u64, u64);
-        let rows: [Row; 4] = [
+        let rows: [Row; 7] = [
             ("preset", |_| (), 0x81d2_0780_226f_0406, 0x0403_8f9e_a000_0fc7),
+            ("IR", |p| p.interrupt_remapping = true, 0xc1d2_0780_226f_0406, 0x0403_8f9e_a0f0_0fcf),
+            (
+                "IR with EIM",
+                |p| (p.interrupt_remapping, p.eim) = (true, true),
+                0xc1d2_0780_226f_0406,
+                0x0403_8f9e_a0f0_0fdf,
+            ),
+            (
+                "IR with posting",
+                |p| (p.interrupt_remapping, p.posted_interrupts) = (true, true),
+                0xc9d2_0780_226f_0406,
+                0x0403_8f9e_a0f0_0fcf,
+            ),
             ("57 bits", |p| p.five_level = true, 0x91d2_0780_2278_0c06, 0x0403_8f9e_a000_0fc7),
             ("no 1 GiB", |p| p.one_gib_pages = false, 0x80d2_0780_226f_0406, 0x0403_8f9e_a000_0fc7),
             ("no PRI", |p| p.page_requests = false, 0x81d2_0780_226f_0406, 0x0003_8f9e_8000_0fc7),
@@ -368,7 +392,9 @@ mod tests {
     #[test]
     fn impossible_mixes_name_what_is_missing() {
         type Row = (fn(&mut Profile), &'static str);
-        let rows: [Row; 5] = [
+        let rows: [Row; 7] = [
+            (|p| p.eim = true, "extended interrupt mode needs interrupt remapping"),
+            (|p| p.posted_interrupts = true, "posted interrupts needs interrupt remapping"),
             (|p| p.device_tlb = false, "page requests needs device-TLBs"),
             (|p| p.pasid_bits = 0, "supervisor requests needs PASIDs"),
             (|p| p.pasid_bits = 21, "PASID width of 21 bits is outside 0 to 20"),
