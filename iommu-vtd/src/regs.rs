@@ -421,7 +421,7 @@ mod tests {
 
     #[test]
     fn without_page_requests_their_registers_are_gone() {
-        let profile = Profile { page_requests: false, ..Profile::svm(46) };
+        let profile = Profile { page_requests: false, ..Profile::svm(46) }.settled();
         let mut file = RegisterFile::new(&Capability::new(&profile).unwrap());
         file.write(0x0c0, &[0xff; 0x30]);
         let mut data = [0; 0x30];
@@ -432,7 +432,7 @@ mod tests {
     #[test]
     fn extended_mode_is_reserved_unless_it_is_offered() {
         for (eim, expected) in [(false, 0xffff_ffff_ffff_f00f), (true, 0xffff_ffff_ffff_f80f)] {
-            let profile = Profile { interrupt_remapping: true, eim, ..Profile::svm(46) };
+            let profile = Profile { interrupt_remapping: true, extended_interrupts: eim, ..Profile::svm(46) };
             let mut file = RegisterFile::new(&Capability::new(&profile).unwrap());
             file.write(0x0b8, &[0xff; 8]);
             assert_eq!(read(&file, 0x0b8, 8), expected, "EIM={eim}");
