@@ -30,14 +30,14 @@ mod processing;
 mod register_based;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use iommu_core::sync::atomic::{AtomicU64, Ordering};
+use iommu_core::sync::{Mutex, RwLock};
 use iommu_core::{
     Endpoint, Fault, Invalidation, Msi, MsiSink, PageRequest, PageRequestOutcome, PortSet, Request,
     ResponseCode, SourceId, Translation, Translator,
 };
-use parking_lot::{Mutex, RwLock};
 
 use crate::ats;
 use crate::capability::Capability;

@@ -5,7 +5,6 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
@@ -17,6 +16,7 @@ use crate::fault::Fault;
 use crate::invalidation::{DeviceTlbCompletion, DeviceTlbInvalidation, Invalidation};
 use crate::iotlb::{Hit, Iotlb};
 use crate::request::{Access, Permissions, Request};
+use crate::sync::{Mutex, MutexGuard, RwLock, lock_until, unlock_fair};
 use crate::traits::Translator;
 use crate::types::{Gpa, Iova, Pasid, SourceId};
 
@@ -62,7 +62,7 @@ impl PortSet {
         let mut deadline = None;
         for port in self.ports.read().iter() {
             let tlb = port.tlb.try_lock().or_else(|| {
-                port.tlb.try_lock_until(*deadline.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT))
+                lock_until(&port.tlb, *deadline.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT))
             });
             match tlb {
                 Some(mut tlb) => tlb.invalidate_device_tlb(invalidation),
@@ -296,7 +296,7 @@ impl<M: GuestMemoryBackend> Drop for Session<'_, M> {
     fn drop(&mut self) {
         // Fair: an invalidation that waits gets the lock before this thread's next session does.
         if let Some(guard) = self.tlb.get_mut().take() {
-            MutexGuard::unlock_fair(guard);
+            unlock_fair(guard);
         }
         if let Some(DmaFault::Refused(fault)) = self.fault.get_mut() {
             self.port.translator.report(fault);

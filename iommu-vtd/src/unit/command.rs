@@ -1,6 +1,6 @@
 //! Chapter 11: commands of GCMD.
 
-use std::sync::atomic::Ordering;
+use iommu_core::sync::atomic::Ordering;
 
 use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, IovaRange};
 

@@ -61,6 +61,8 @@ impl<M: TableMemory> Unit<M> {
                     return Err(source);
                 }
             }
+            // No interrupt-remapping table entry is cached.
+            Descriptor::InterruptEntries(_) => {}
             Descriptor::Response(response) => {
                 if let Some(endpoint) = self.endpoint(response.source) {
                     endpoint.page_group_response(response);
