@@ -127,8 +127,9 @@ impl Ring {
     /// Asks the driver to notify again. `true`: something came in between.
     pub(super) fn listen<M: GuestMemoryBackend>(&mut self, lane: &mut Lane<M>) -> Result<bool, Stop> {
         let queue = &mut self.queue;
-        Ok(lane
-            .session(|session| queue.enable_notification(session).map_err(|error| mistake(&error, session)))??)
+        Ok(lane.session(|session| {
+            queue.enable_notification(session).map_err(|error| mistake(&error, session))
+        })??)
     }
 }
 

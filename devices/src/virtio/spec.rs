@@ -110,7 +110,8 @@ pub struct CommonConfig {
     pub queue_device: U64,
 }
 
-const _: () = assert!(size_of::<CommonConfig>() == 0x38);
+const COMMON_LEN: u32 = 0x38;
+const _: () = assert!(size_of::<CommonConfig>() == COMMON_LEN as usize);
 
 /// BAR0, a page for each structure. BAR1 holds MSI-X.
 pub mod bar {
@@ -202,11 +203,9 @@ const EXTENDED: u8 = 20;
 const NOTIFY_LEN: u32 = bar::NOTIFY_MULTIPLIER * 64;
 const _: () = assert!(MAX_QUEUES == 64);
 
-const COMMON_CAPABILITY: [u8; 14] =
-    transmute!(capability(structure::COMMON, PLAIN, bar::COMMON, size_of::<CommonConfig>() as u32));
+const COMMON_CAPABILITY: [u8; 14] = transmute!(capability(structure::COMMON, PLAIN, bar::COMMON, COMMON_LEN));
 const ISR_CAPABILITY: [u8; 14] = transmute!(capability(structure::ISR, PLAIN, bar::ISR, 1));
-const DEVICE_CAPABILITY: [u8; 14] =
-    transmute!(capability(structure::DEVICE, PLAIN, bar::DEVICE, bar::PAGE));
+const DEVICE_CAPABILITY: [u8; 14] = transmute!(capability(structure::DEVICE, PLAIN, bar::DEVICE, bar::PAGE));
 const NOTIFY_CAPABILITY: [u8; 18] = transmute!(LongCapability {
     capability: capability(structure::NOTIFY, EXTENDED, bar::NOTIFY, NOTIFY_LEN),
     word: U32::new(bar::NOTIFY_MULTIPLIER),

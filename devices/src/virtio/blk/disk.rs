@@ -129,10 +129,8 @@ mod tests {
     fn both_kinds_keep_what_is_written() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(8192).unwrap();
-        let disks: [(&str, Box<dyn Disk>); 2] = [
-            ("memory", Box::new(MemoryDisk(vec![0; 8192]))),
-            ("file", Box::new(FileDisk::new(file, 8192))),
-        ];
+        let disks: [(&str, Box<dyn Disk>); 2] =
+            [("memory", Box::new(MemoryDisk(vec![0; 8192]))), ("file", Box::new(FileDisk::new(file, 8192)))];
         for (name, mut disk) in disks {
             let mut data = [0xff; 600];
             assert_eq!(disk.len(), 8192, "{name}");

@@ -17,12 +17,20 @@ pub enum Status {
 /// What a disk is asked for. Offsets and lengths are in bytes and lie inside the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    Read { offset: u64, len: u64 },
-    Write { offset: u64, len: u64 },
+    Read {
+        offset: u64,
+        len: u64,
+    },
+    Write {
+        offset: u64,
+        len: u64,
+    },
     Flush,
     GetId,
     /// So many bytes of segments.
-    Discard { len: u64 },
+    Discard {
+        len: u64,
+    },
 }
 
 /// What bounds requests.

@@ -198,10 +198,15 @@ impl<M: GuestMemoryBackend> Service<M> for Blk {
             Err(Failure::Status(status)) => (status, 0),
             Err(Failure::Stop(stop)) => return Err(stop),
         };
-        let (address, _) = chain.writable.pieces(writable, 1).find(|(_, len)| *len > 0).ok_or(Mistake::Chain)?;
+        let (address, _) =
+            chain.writable.pieces(writable, 1).find(|(_, len)| *len > 0).ok_or(Mistake::Chain)?;
         lane.write(&chain.writable, writable, &[status as u8]).map_err(|denied| Stop::of(denied, address))?;
         // What lies before the status counts as written only if all of it was.
         let all = data == writable;
-        Ok(if all { u32::try_from(data + 1).unwrap_or(u32::MAX) } else { u32::try_from(data).unwrap_or(u32::MAX) })
+        Ok(if all {
+            u32::try_from(data + 1).unwrap_or(u32::MAX)
+        } else {
+            u32::try_from(data).unwrap_or(u32::MAX)
+        })
     }
 }
