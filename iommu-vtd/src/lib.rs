@@ -64,7 +64,7 @@ pub mod unit;
 mod walk;
 
 pub use capability::Capability;
-pub use dmar::{Dmar, IoApicScope};
+pub use dmar::Dmar;
 pub use memory::TableMemory;
 pub use profile::{Platform, Profile, ProfileError};
 pub use unit::{Unit, UnitConfig};
