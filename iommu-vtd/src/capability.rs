@@ -313,6 +313,7 @@ fn ecap_register(profile: &Profile) -> Ecap {
     let pasid = profile.pasid_bits > 0;
     Ecap::builder()
         .with_sms(profile.page_requests)
+        .with_ptrs(false)
         .with_rprivs(false)
         .with_adms(false)
         .with_rps(true)

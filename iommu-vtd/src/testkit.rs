@@ -23,7 +23,7 @@ use iommu_core::{Gpa, Pasid, SourceId};
 
 use crate::memory::TableMemory;
 use crate::spec::context::{ContextHigh, ContextLow};
-use crate::spec::paging::FirstStageEntry;
+use crate::spec::paging::{self, FirstStageEntry};
 use crate::spec::pasid::{
     self, DirectoryEntry, FirstStageMode, PasidWord0, PasidWord1, PasidWord2, TranslationType,
 };
@@ -70,7 +70,7 @@ impl PageSize {
     /// Size in bytes.
     #[must_use]
     pub const fn bytes(self) -> u64 {
-        1 << FirstStageEntry::page_bits(self.level())
+        1 << paging::page_bits(self.level())
     }
 }
 
@@ -292,7 +292,7 @@ impl<M: TableMemory> AddressSpace<'_, '_, M> {
     pub fn map(&self, iova: u64, gpa: u64, size: PageSize, flags: u64) -> &Self {
         let mut table = self.root;
         for level in (size.level() + 1..=self.levels).rev() {
-            let at = FirstStageEntry::locate(table, iova, level);
+            let at = paging::locate(table, iova, level);
             if !FirstStageEntry::new_with_raw_value(self.tables.word(at)).present() {
                 let entry = self.tables.allocate(1).0 | FirstStageEntry::present_mask();
                 let flags = flags::USER | flags::WRITE | flags & flags::ACCESSED;
@@ -300,7 +300,7 @@ impl<M: TableMemory> AddressSpace<'_, '_, M> {
             }
             table = Gpa(self.tables.word(at) & FirstStageEntry::address_mask());
         }
-        let at = FirstStageEntry::locate(table, iova, size.level());
+        let at = paging::locate(table, iova, size.level());
         let leaf = gpa & !(size.bytes() - 1) | flags | FirstStageEntry::present_mask();
         let page_size = if size == PageSize::Size4K { 0 } else { FirstStageEntry::page_size_mask() };
         self.tables.set_word(at, leaf | page_size);
@@ -318,10 +318,10 @@ impl<M: TableMemory> AddressSpace<'_, '_, M> {
     pub fn entry_at(&self, iova: u64, level: u32) -> Gpa {
         let mut table = self.root;
         for above in (level + 1..=self.levels).rev() {
-            let at = FirstStageEntry::locate(table, iova, above);
+            let at = paging::locate(table, iova, above);
             table = Gpa(self.tables.word(at) & FirstStageEntry::address_mask());
         }
-        FirstStageEntry::locate(table, iova, level)
+        paging::locate(table, iova, level)
     }
 
     /// The entry of `level` for `iova`.

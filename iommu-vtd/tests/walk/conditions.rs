@@ -3,7 +3,7 @@
 
 use iommu_core::{Access, Completion, Permissions, Request, SourceId};
 use iommu_vtd::spec::fault::CONDITIONS;
-use iommu_vtd::spec::paging::FirstStageEntry;
+use iommu_vtd::spec::paging::{self, FirstStageEntry};
 use iommu_vtd::spec::pasid::{PasidWord1, PasidWord2};
 use iommu_vtd::tables::RootLatch;
 use iommu_vtd::testkit::flags;
@@ -54,10 +54,10 @@ fn leaf(world: &World<'_>, level: u32, change: impl FnOnce(u64) -> u64) {
     let root = world.tables.word(iommu_core::Gpa(world.pasid(PROCESS).at().0 + 16)) & !0xfff;
     let mut table = iommu_core::Gpa(root);
     for above in (level + 1..=4).rev() {
-        let at = FirstStageEntry::locate(table, PAGE, above);
+        let at = paging::locate(table, PAGE, above);
         table = iommu_core::Gpa(world.tables.word(at) & FirstStageEntry::address_mask());
     }
-    let at = FirstStageEntry::locate(table, PAGE, level);
+    let at = paging::locate(table, PAGE, level);
     world.tables.set_word(at, change(world.tables.word(at)));
 }
 
