@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn without_page_requests_their_registers_are_gone() {
-        let profile = Profile { page_requests: false, ..Profile::svm(46) };
+        let profile = Profile { page_requests: false, ..Profile::svm(46) }.settled();
         let mut file = RegisterFile::new(&Capability::new(&profile).unwrap());
         file.write(0x0c0, &[0xff; 0x30]);
         let mut data = [0; 0x30];

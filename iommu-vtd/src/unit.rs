@@ -26,15 +26,15 @@
 //! and a guest that keeps moving the tail from elsewhere holds nobody for long.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use arbitrary_int::u2;
+use iommu_core::sync::atomic::{AtomicU64, Ordering};
+use iommu_core::sync::{Mutex, RwLock};
 use iommu_core::{
     DeviceTlbInvalidation, Endpoint, Fault, IovaRange, Msi, MsiSink, PageRequest, PageRequestOutcome,
     PortSet, Request, ResponseCode, SourceId, Translation, Translator,
 };
-use parking_lot::{Mutex, RwLock};
 
 use crate::ats;
 use crate::capability::Capability;

@@ -19,6 +19,7 @@
 //! | [`traits`] | the doors: [`Translator`] in; [`Endpoint`], [`HostIommu`] and [`MsiSink`] out |
 //! | [`iotlb`] | the private translation cache of one port |
 //! | [`port`] | [`Port`], [`Session`]: DMA as it runs, and its drain |
+//! | [`sync`] | the locks of ports and models |
 //!
 //! # The DMA path
 //!
@@ -42,6 +43,7 @@ pub mod iotlb;
 pub mod page_request;
 pub mod port;
 pub mod request;
+pub mod sync;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod traits;

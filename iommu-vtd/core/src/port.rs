@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::iter::FusedIterator;
 use std::sync::Arc;
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
@@ -16,6 +15,7 @@ use crate::fault::Fault;
 use crate::invalidation::{DeviceTlbInvalidation, Invalidation};
 use crate::iotlb::{Hit, Iotlb};
 use crate::request::{Access, Permissions, Request};
+use crate::sync::{Mutex, MutexGuard, RwLock, unlock_fair};
 use crate::traits::Translator;
 use crate::types::{Gpa, Iova, Pasid, SourceId};
 
@@ -279,7 +279,7 @@ impl<M: GuestMemoryBackend> Drop for Session<'_, M> {
     fn drop(&mut self) {
         // Fair: an invalidation that waits gets the lock before this thread's next session does.
         if let Some(guard) = self.tlb.get_mut().take() {
-            MutexGuard::unlock_fair(guard);
+            unlock_fair(guard);
         }
         if let Some(DmaFault::Refused(fault)) = self.fault.get_mut() {
             self.port.translator.report(fault);

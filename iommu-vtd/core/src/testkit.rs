@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::fault::{Completion, Fault, FaultClass, FaultReason};
 use crate::invalidation::DeviceTlbInvalidation;
 use crate::page_request::{PageRequest, PageRequestOutcome, PageResponse};
 use crate::request::{AddressType, Permissions, Request, StageTag, Tag, Translation};
+use crate::sync::Mutex;
 use crate::traits::{Endpoint, Msi, MsiSink, Translator};
 use crate::types::{DomainId, Gpa, Pasid, SourceId};
 

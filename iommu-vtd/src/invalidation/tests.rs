@@ -15,7 +15,7 @@ fn capability() -> Capability {
 }
 
 fn without_device_tlb() -> Capability {
-    let profile = Profile { device_tlb: false, page_requests: false, ..Profile::svm(46) };
+    let profile = Profile { device_tlb: false, ..Profile::svm(46) }.settled();
     Capability::new(&profile).unwrap()
 }
 
