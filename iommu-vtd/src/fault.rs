@@ -3,13 +3,13 @@
 //! Works on the register file alone. There is no compression: with eight registers and a guest that drains
 //! them, a record per fault tells more.
 
-use arbitrary_int::{u2, u20, u52};
+use arbitrary_int::{u2, u4, u20, u52};
 use iommu_core::{Access, AddressType, Fault, Msi};
 
 use crate::capability::{Capability, FAULT_RECORDS};
 use crate::event;
 use crate::regs::{FSTS, IQERCD, RegisterFile, fault_record};
-use crate::spec::registers::{FaultRecordHigh, FaultRecordLow, FaultStatus, QueueErrorRecord};
+use crate::spec::registers::{FaultRecordHigh, FaultRecordLow, FaultStatus};
 
 /// What a fault record says of the request that a fault does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,13 +107,15 @@ pub fn settle(file: &mut RegisterFile) -> Option<Msi> {
     let any = (0..FAULT_RECORDS).any(|index| file.get(fault_record(index).1).f());
     let status = file.get(FSTS).with_ppf(any);
     file.set(FSTS, status);
+    // Each code of IQERCD is valid while its status bit is set.
+    let mut record = file.get(IQERCD);
     if !status.iqe() {
-        let record = file.get(IQERCD);
-        file.set(
-            IQERCD,
-            QueueErrorRecord::new_with_raw_value(record.raw_value()).with_iqei(arbitrary_int::u4::new(0)),
-        );
+        record = record.with_iqei(u4::new(0));
     }
+    if !status.ite() {
+        record = record.with_itesid(0);
+    }
+    file.set(IQERCD, record);
     event::FAULT.settle(file, pending(status))
 }
 

@@ -231,6 +231,15 @@ pub struct ContextCommand {
     /// Actual granularity; 0: refused.
     #[bits(59..=60, rw)]
     caig: u2,
+    /// Function mask: which bits of `sid` are not compared.
+    #[bits(32..=33, rw)]
+    fm: u2,
+    /// Source-id.
+    #[bits(16..=31, rw)]
+    sid: u16,
+    /// Domain-id.
+    #[bits(0..=15, rw)]
+    did: u16,
 }
 
 /// IOTLB invalidate register (IOTLB, IRO * 16 + 8).
@@ -246,6 +255,15 @@ pub struct IotlbInvalidate {
     /// Actual granularity; 0: refused.
     #[bits(57..=58, rw)]
     iaig: u2,
+    /// Drain reads; drains are implied.
+    #[bit(49, rw)]
+    dr: bool,
+    /// Drain writes; drains are implied.
+    #[bit(48, rw)]
+    dw: bool,
+    /// Domain-id.
+    #[bits(32..=47, rw)]
+    did: u16,
 }
 
 /// Fault status register (FSTS, 034h).
