@@ -48,6 +48,7 @@ pub mod capability;
 pub mod dmar;
 pub mod event;
 pub mod fault;
+pub mod interrupt;
 pub mod invalidation;
 mod lookup;
 pub mod memory;
