@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use devices::bus::BusDevice;
 use iommu_core::{Dma, MsiSink, SourceId};
-use iommu_vtd::dmar::{Dmar, IoApicScope};
+use iommu_vtd::dmar::{DeviceScope, Dmar, DmarError, Drhd, ScopeKind};
 use iommu_vtd::{Capability, Profile, ProfileError, Unit, UnitConfig};
 
 use crate::boot::cpuid::Paging;
