@@ -81,6 +81,9 @@ pub struct Ecap {
     /// Stop markers behave as defined.
     #[bit(58, rw)]
     sms: bool,
+    /// Translated requests may have a PASID.
+    #[bit(56, rw)]
+    ptrs: bool,
     /// The RID_PRIV field is honoured.
     #[bit(53, rw)]
     rprivs: bool,
@@ -384,7 +387,7 @@ pub struct PageRequestStatus {
 #[bitfield(u64, default = 0, debug, forbid_overlaps)]
 #[derive(PartialEq, Eq)]
 pub struct FaultRecordLow {
-    /// Page address of a DMA fault.
+    /// Page address of a DMA fault; of an interrupt's, the index in bits 63:48.
     #[bits(12..=63, rw)]
     fi: u52,
 }
