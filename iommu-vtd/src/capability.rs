@@ -274,6 +274,7 @@ fn ecap_register(profile: &Profile) -> Ecap {
     let handles = if profile.interrupt_remapping { profile.max_handle_mask } else { 0 };
     Ecap::builder()
         .with_sms(profile.stop_marker)
+        .with_ptrs(false)
         .with_rprivs(profile.rid_priv)
         .with_adms(profile.abort_dma)
         .with_rps(profile.rid_pasid)

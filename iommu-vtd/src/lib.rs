@@ -49,6 +49,7 @@ pub mod dmar;
 pub mod event;
 pub mod fault;
 pub mod invalidation;
+mod lookup;
 pub mod memory;
 pub mod page_request;
 pub mod profile;
