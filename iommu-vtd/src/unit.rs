@@ -40,10 +40,10 @@ use iommu_core::{
 };
 
 use crate::ats;
+use crate::cache::Caches;
 use crate::capability::Capability;
 use crate::event;
 use crate::fault::{self, FaultLog, Origin};
-use crate::invalidation::{ContextScope, PasidScope};
 use crate::memory::TableMemory;
 use crate::page_request::{self, Enqueued, implicit_invalidation, is_stop_marker};
 use crate::queue::Ring;
@@ -83,6 +83,7 @@ pub struct Unit<M> {
     msi: Arc<dyn MsiSink>,
     /// A [`RootLatch`].
     root: AtomicU64,
+    caches: Caches,
     ports: Arc<PortSet>,
     endpoints: RwLock<HashMap<SourceId, Weak<dyn Endpoint>>>,
     turn: Mutex<()>,
@@ -101,6 +102,7 @@ impl<M: TableMemory> Unit<M> {
             memory,
             msi,
             root: AtomicU64::new(RootLatch::default().to_raw()),
+            caches: Caches::new(),
             ports: Arc::default(),
             endpoints: RwLock::default(),
             turn: Mutex::default(),
@@ -182,19 +184,14 @@ impl<M: TableMemory> Unit<M> {
 
     /// Drops everything that is cached, here and in the ports, and waits for open sessions.
     fn invalidate_all(&self) {
-        self.invalidate_translations(&Invalidation::ALL);
+        self.caches.clear();
+        self.ports.clear();
     }
 
-    /// Drops context entries.
-    #[expect(clippy::unused_self, reason = "none is cached")]
-    fn invalidate_contexts(&self, _: &ContextScope) {}
-
-    /// Drops PASID entries.
-    #[expect(clippy::unused_self, reason = "none is cached")]
-    fn invalidate_pasids(&self, _: &PasidScope) {}
-
-    /// Drops translations, and waits for open sessions: on return nobody uses one of them.
+    /// Drops tables and translations, and waits for open sessions: on return nobody uses one of them. Ports come
+    /// last: a session may have gone by what was here.
     fn invalidate_translations(&self, invalidation: &Invalidation) {
+        self.caches.invalidate_structures(invalidation);
         self.ports.invalidate(invalidation);
     }
 
@@ -235,7 +232,9 @@ impl<M: TableMemory> Unit<M> {
 
 impl<M: TableMemory> Translator for Unit<M> {
     fn translate(&self, request: &Request) -> Result<Translation, Fault> {
-        translate::translate(&self.context(), request)
+        // The view first: what is put into caches must not be older than it.
+        let view = self.caches.view();
+        translate::translate_cached(&self.context(), &view, request)
     }
 
     fn report(&self, fault: &Fault) {

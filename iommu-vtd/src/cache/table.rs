@@ -85,8 +85,7 @@ impl<const V: usize> Slot<V> {
             self.write(key, value);
         }
         let next = state.wrapping_add(STEP);
-        let unlock =
-            self.state.compare_exchange(state | LOCKED, next, Ordering::Release, Ordering::Relaxed);
+        let unlock = self.state.compare_exchange(state | LOCKED, next, Ordering::Release, Ordering::Relaxed);
         if unlock.is_err() {
             self.key[0].store(EMPTY, Ordering::Relaxed);
             self.state.store(next, Ordering::Release);
@@ -106,8 +105,7 @@ impl<const V: usize> Slot<V> {
             let state = self.state.load(Ordering::SeqCst);
             if state & LOCKED != 0 {
                 let cancelled = state | CANCELLED;
-                let told =
-                    self.state.compare_exchange(state, cancelled, Ordering::SeqCst, Ordering::Relaxed);
+                let told = self.state.compare_exchange(state, cancelled, Ordering::SeqCst, Ordering::Relaxed);
                 if told.is_ok() {
                     return;
                 }
