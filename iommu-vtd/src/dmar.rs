@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn ats_is_not_announced_without_device_tlbs() {
-        let profile = Profile { device_tlb: false, page_requests: false, ..Profile::svm(46) };
+        let profile = Profile { device_tlb: false, ..Profile::svm(46) }.settled();
         let capability = Capability::new(&profile).unwrap();
         let dmar =
             Dmar { capability: &capability, register_base: 0xfed9_0000, ioapics: &[], ats_root_ports: true };

@@ -10,6 +10,7 @@ use iommu_core::{
 
 use crate::capability::Capability;
 use crate::spec::bits;
+use crate::spec::interrupt::InterruptEntryCache;
 use crate::spec::invalidation::{
     ContextCache, DescriptorType, DeviceTlb, DeviceTlbAddress, Header, Iotlb, IotlbAddress,
     PageGroupResponse, PageGroupResponseIndex, PasidCache, PasidDeviceTlb, PasidDeviceTlbAddress, PasidIotlb,
@@ -72,6 +73,31 @@ pub enum TableScope {
     },
 }
 
+/// Which interrupt-remapping table entries an invalidation of the interrupt entry cache is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterruptScope {
+    /// All.
+    All,
+    /// A naturally aligned block: the indexes that equal `first` but for the bits of `mask`.
+    Block {
+        /// Lowest index.
+        first: u16,
+        /// Bits not compared.
+        mask: u16,
+    },
+}
+
+impl InterruptScope {
+    /// Whether the entry at `index` is meant.
+    #[must_use]
+    pub const fn hits(self, index: u16) -> bool {
+        match self {
+            Self::All => true,
+            Self::Block { first, mask } => index & !mask == first,
+        }
+    }
+}
+
 /// A descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Descriptor {
@@ -81,6 +107,8 @@ pub enum Descriptor {
     Translations(Invalidation),
     /// What a function caches is to go.
     DeviceTlb(DeviceTlbInvalidation),
+    /// Interrupt-remapping table entries changed.
+    InterruptEntries(InterruptScope),
     /// The answer to a page request group.
     Response(PageResponse),
     /// Tell the guest that all before is done.
@@ -141,7 +169,10 @@ pub fn decode(words: &[u64; 4], mode: QueueMode, capability: &Capability) -> Res
         DescriptorType::PageGroupResponse => {
             Ok(Descriptor::Response(response(PageGroupResponse::new_with_raw_value(low), high)))
         }
-        DescriptorType::InterruptEntryCache | DescriptorType::HptCache => Err(QueueError::Type),
+        DescriptorType::InterruptEntryCache => {
+            interrupt_entry_cache(InterruptEntryCache::new_with_raw_value(low), capability)
+        }
+        DescriptorType::HptCache => Err(QueueError::Type),
     }
 }
 
@@ -182,6 +213,22 @@ fn context_cache(raw: ContextCache) -> Result<Descriptor, QueueError> {
         _ => return Err(QueueError::Reserved),
     };
     Ok(Descriptor::Tables(scope))
+}
+
+/// A mask beyond MHMV has no error of its own in the manual; it is a field with a reserved value.
+fn interrupt_entry_cache(
+    raw: InterruptEntryCache,
+    capability: &Capability,
+) -> Result<Descriptor, QueueError> {
+    if !raw.selective() {
+        return Ok(Descriptor::InterruptEntries(InterruptScope::All));
+    }
+    if raw.im().value() > capability.ecap().mhmv().value() {
+        return Err(QueueError::Reserved);
+    }
+    let mask = ((1u32 << raw.im().value()) - 1).to_le_bytes();
+    let mask = u16::from_le_bytes([mask[0], mask[1]]);
+    Ok(Descriptor::InterruptEntries(InterruptScope::Block { first: raw.iidx() & !mask, mask }))
 }
 
 fn pasid_cache(raw: PasidCache, capability: &Capability) -> Result<Descriptor, QueueError> {

@@ -51,6 +51,7 @@ pub mod fault;
 pub mod invalidation;
 pub mod memory;
 pub mod page_request;
+pub mod profile;
 pub mod queue;
 pub mod regs;
 pub mod rules;
@@ -62,7 +63,8 @@ pub mod translate;
 pub mod unit;
 mod walk;
 
-pub use capability::{Capability, CapabilityError, Profile};
+pub use capability::Capability;
 pub use dmar::{Dmar, IoApicScope};
 pub use memory::TableMemory;
+pub use profile::{Platform, Profile, ProfileError};
 pub use unit::{Unit, UnitConfig};

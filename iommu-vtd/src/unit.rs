@@ -348,6 +348,8 @@ impl<M: TableMemory> Unit<M> {
                     endpoint.invalidate_device_tlb(invalidation);
                 }
             }
+            // No interrupt-remapping table entry is cached.
+            Descriptor::InterruptEntries(_) => {}
             Descriptor::Response(response) => {
                 if let Some(endpoint) = self.endpoint(response.source) {
                     endpoint.page_group_response(response);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use devices::bus::BusDevice;
 use iommu_core::{Dma, MsiSink, SourceId};
 use iommu_vtd::dmar::{Dmar, IoApicScope};
-use iommu_vtd::{Capability, CapabilityError, Profile, Unit, UnitConfig};
+use iommu_vtd::{Capability, Profile, ProfileError, Unit, UnitConfig};
 
 use crate::boot::cpuid::Paging;
 use crate::layout::{IOAPIC_ID, VTD};
@@ -34,8 +34,9 @@ impl Iommu {
         physical_bits: u8,
         cpus: Paging,
         direct: Arc<dyn MsiSink>,
-    ) -> Result<Self, CapabilityError> {
-        let profile = Profile { five_level: cpus.five_level, ..Profile::svm(physical_bits.into()) };
+    ) -> Result<Self, ProfileError> {
+        let bits = if cpus.five_level { 57 } else { 48 };
+        let profile = Profile::full(physical_bits.into()).with_address_width(bits);
         let config = UnitConfig { capability: Capability::new(&profile)?, source: UNIT_SOURCE };
         Ok(Self { unit: Arc::new(Unit::new(&config, GuestRam::clone(ram), direct)), ram: ram.clone() })
     }

@@ -1,5 +1,7 @@
 //! The doors between functions, models, hosts and interrupt delivery.
 
+use std::sync::{Arc, Weak};
+
 use crate::caps::Capabilities;
 use crate::domain::Domain;
 use crate::fault::Fault;
@@ -92,7 +94,8 @@ pub struct HostError {
 /// A message-signalled interrupt as a function writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Msi {
-    /// Address: 0xFEEx_xxxx, with bits 63:32 for extended destinations.
+    /// Address: 0xFEEx_xxxx. A function's has nothing above; that of a remapped message holds bits 31:8 of the
+    /// destination in 63:40.
     pub address: u64,
     /// Data.
     pub data: u32,
@@ -102,4 +105,56 @@ pub struct Msi {
 pub trait MsiSink: Send + Sync {
     /// Delivers an interrupt, or drops it where remapping blocks it.
     fn send(&self, source: SourceId, msi: Msi);
+}
+
+/// The way of interrupts through an IOMMU model that remaps them. Called from any thread, also by functions with
+/// their own locks held.
+///
+/// Interrupts of the model itself do not take it: they are never remapped.
+pub trait InterruptRemapper: Send + Sync {
+    /// Hands to `sink` what the message `msi` of `source` becomes by the tables as they stand, or tells the guest
+    /// why it is blocked. What an entry wants done in guest memory is done.
+    ///
+    /// Once an invalidation of remapping entries is complete, no delivery by older entries is under way.
+    /// `sink` is called with a lock of the model held: it must not call the model.
+    fn deliver(&self, source: SourceId, msi: Msi, sink: &dyn MsiSink);
+
+    /// The message that every `msi` of `source` becomes now, for those who let others deliver it (a route in the
+    /// kernel). Nobody is told of a fault. The answer holds until the next [`RouteListener::routes_changed`].
+    ///
+    /// `None`: it is blocked, or not a plain message by these tables; each has to go through [`Self::deliver`].
+    fn resolve(&self, source: SourceId, msi: Msi) -> Option<Msi>;
+
+    /// Adds a listener, for as long as it lives.
+    fn add_listener(&self, listener: Weak<dyn RouteListener>);
+}
+
+/// Hears that messages may become others than before.
+pub trait RouteListener: Send + Sync {
+    /// Entries were invalidated, the table was replaced, or remapping was switched: everything that
+    /// [`InterruptRemapper::resolve`] said before is to be asked anew. On return nothing old is used any more.
+    ///
+    /// Called inside the register write that caused it, with none of the locks held that `resolve` takes. Must not
+    /// write registers of a model, and takes no lock that is held while that is done.
+    fn routes_changed(&self);
+}
+
+/// A sink in front of another: what is sent goes through a remapper first.
+pub struct RemappedMsi {
+    remapper: Arc<dyn InterruptRemapper>,
+    sink: Arc<dyn MsiSink>,
+}
+
+impl RemappedMsi {
+    /// Messages go through `remapper` to `sink`.
+    #[must_use]
+    pub fn new(remapper: Arc<dyn InterruptRemapper>, sink: Arc<dyn MsiSink>) -> Self {
+        Self { remapper, sink }
+    }
+}
+
+impl MsiSink for RemappedMsi {
+    fn send(&self, source: SourceId, msi: Msi) {
+        self.remapper.deliver(source, msi, &*self.sink);
+    }
 }

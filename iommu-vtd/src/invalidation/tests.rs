@@ -15,7 +15,7 @@ fn capability() -> Capability {
 }
 
 fn without_device_tlb() -> Capability {
-    let profile = Profile { device_tlb: false, page_requests: false, ..Profile::svm(46) };
+    let profile = Profile { device_tlb: false, ..Profile::svm(46) }.settled();
     Capability::new(&profile).unwrap()
 }
 
@@ -248,4 +248,29 @@ proptest! {
             let _ = decode(&words, mode, &without_device_tlb());
         }
     }
+}
+
+#[test]
+fn interrupt_entry_invalidations() {
+    let profile = Profile { interrupt_remapping: true, ..Profile::svm(46) };
+    let capability = Capability::new(&profile).unwrap();
+    let block = |first, mask| Ok(Descriptor::InterruptEntries(InterruptScope::Block { first, mask }));
+    let rows = [
+        ("global", 0x04, Ok(Descriptor::InterruptEntries(InterruptScope::All))),
+        ("global, index ignored", 0x1234_0000_0004, Ok(Descriptor::InterruptEntries(InterruptScope::All))),
+        ("one", 0x1235_0000_0014, block(0x1235, 0)),
+        ("four, index not aligned", 0x1235_1000_0014, block(0x1234, 3)),
+        ("half of all", 0xffff_7800_0014, block(0x8000, 0x7fff)),
+        ("mask beyond MHMV", 0x0000_8000_0014, Err(QueueError::Reserved)),
+        ("reserved bit", 0x0100_0014, Err(QueueError::Reserved)),
+    ];
+    for (name, low, expected) in rows {
+        for mode in [SCALABLE, LEGACY, NARROW] {
+            assert_eq!(decode(&[low, 0, 0, 0], mode, &capability), expected, "{name} {mode:?}");
+        }
+    }
+    assert_eq!(decoded(0x04, 0), Err(QueueError::Type), "without interrupt remapping");
+    assert!(InterruptScope::All.hits(7));
+    let four = InterruptScope::Block { first: 0x1234, mask: 3 };
+    assert!(four.hits(0x1237) && !four.hits(0x1238) && !four.hits(0x1233));
 }

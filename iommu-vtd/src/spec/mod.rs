@@ -2,6 +2,7 @@
 
 pub mod context;
 pub mod fault;
+pub mod interrupt;
 pub mod invalidation;
 pub mod page_request;
 pub mod paging;
