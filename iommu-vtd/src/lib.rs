@@ -56,6 +56,7 @@ pub mod queue;
 pub mod regs;
 pub mod rules;
 pub mod spec;
+pub mod state;
 pub mod tables;
 #[cfg(feature = "testkit")]
 pub mod testkit;
@@ -67,4 +68,5 @@ pub use capability::Capability;
 pub use dmar::{Dmar, IoApicScope};
 pub use memory::TableMemory;
 pub use profile::{Platform, Profile, ProfileError};
+pub use state::{RestoreError, UnitState};
 pub use unit::{Unit, UnitConfig};

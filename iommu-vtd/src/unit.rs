@@ -25,6 +25,8 @@
 //! as the ring has entries. What was there when it wrote is less than that, so it is done when the write returns,
 //! and a guest that keeps moving the tail from elsewhere holds nobody for long.
 
+mod saved;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 
