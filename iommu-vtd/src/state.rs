@@ -13,11 +13,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::capability::{Capability, FAULT_RECORDS};
 use crate::fault::FaultLog;
+use crate::interrupt::remap::Latch;
+use crate::lookup::RootLatch;
 use crate::queue::Ring;
 pub use crate::regs::BadRegister;
 use crate::regs::{FECTL, FSTS, GSTS, IECTL, IQERCD, IQH, PECTL, RegisterFile, fault_record};
+use crate::spec::interrupt::TableAddress;
 use crate::spec::registers::{Cap, Ecap, QueueAddress, RootTableAddress};
-use crate::tables::RootLatch;
 
 /// The version of [`UnitState`] that this crate writes, and the only one that it reads.
 pub const VERSION: u32 = 1;
@@ -41,6 +43,8 @@ pub struct UnitState {
     pub next_fault_record: u16,
     /// What the last "set root table pointer" latched. RTADDR may hold something else since.
     pub root: RootState,
+    /// How interrupts are treated.
+    pub interrupts: InterruptState,
     /// What enabling the invalidation queue latched; `None` while it is off. IQA may hold something else since.
     pub queue: Option<QueueState>,
 }
@@ -69,6 +73,22 @@ pub struct RootState {
     pub mode: u8,
     /// Whether requests are translated (TES).
     pub enabled: bool,
+}
+
+/// Interrupt remapping as commands have set it. IRTA may hold something else since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InterruptState {
+    /// Guest-physical address of the table, a multiple of 4096.
+    pub table: u64,
+    /// Its size: `2^(size + 1)` entries, 0 to 15.
+    pub size: u8,
+    /// Destinations have 32 bits (EIME).
+    pub extended: bool,
+    /// Interrupts are remapped (IRES).
+    pub enabled: bool,
+    /// Messages in compatibility format pass (CFIS).
+    pub compatibility: bool,
 }
 
 /// The invalidation queue's ring.
@@ -118,13 +138,14 @@ pub(crate) struct Parts<F> {
     pub(crate) capability: Capability,
     pub(crate) file: F,
     pub(crate) root: RootLatch,
+    pub(crate) interrupts: Latch,
     pub(crate) ring: Option<Ring>,
     pub(crate) log: FaultLog,
 }
 
 impl UnitState {
     pub(crate) fn of(parts: &Parts<&RegisterFile>) -> Self {
-        let Parts { capability, file, root, ring, log } = parts;
+        let Parts { capability, file, root, interrupts, ring, log } = parts;
         Self {
             version: VERSION,
             profile: ProfileState::of(capability),
@@ -132,6 +153,7 @@ impl UnitState {
             fault_records: file.save_records(),
             next_fault_record: log.next(),
             root: RootState { table: root.table().0, mode: root.mode() as u8, enabled: root.enabled() },
+            interrupts: InterruptState::of(interrupts),
             queue: ring.map(|ring| QueueState::of(ring.address())),
         }
     }
@@ -141,7 +163,8 @@ impl UnitState {
     /// # Errors
     /// No unit with these capabilities can be in this state.
     pub(crate) fn parts(&self, capability: &Capability) -> Result<Parts<RegisterFile>, RestoreError> {
-        let Self { version, profile, registers, fault_records, next_fault_record, root, queue } = self;
+        let Self { version, profile, registers, fault_records, next_fault_record, root, interrupts, queue } =
+            self;
         if *version != VERSION {
             return Err(RestoreError::Version { found: *version });
         }
@@ -153,7 +176,8 @@ impl UnitState {
             what: "next_fault_record is not the number of a register",
         })?;
         let ring = queue.map(|queue| queue.ring()).transpose()?;
-        let parts = Parts { capability: *capability, file, root: root.latch()?, ring, log };
+        let (root, interrupts) = (root.latch()?, interrupts.latch()?);
+        let parts = Parts { capability: *capability, file, root, interrupts, ring, log };
         check(&parts)?;
         Ok(parts)
     }
@@ -225,6 +249,25 @@ impl RootState {
     }
 }
 
+impl InterruptState {
+    fn of(latch: &Latch) -> Self {
+        let Latch { enabled, compatibility, table } = *latch;
+        let (size, extended) = (table.s().value(), table.eime());
+        Self { table: table.irta().value() << 12, size, extended, enabled, compatibility }
+    }
+
+    fn latch(self) -> Result<Latch, RestoreError> {
+        let Self { table, size, extended, enabled, compatibility } = self;
+        if table % 4096 != 0 || size > 15 {
+            return Err(RestoreError::Contradiction {
+                what: "interrupts is no address of a page and a size",
+            });
+        }
+        let table = TableAddress::new_with_raw_value(table | u64::from(extended) << 11 | u64::from(size));
+        Ok(Latch { enabled, compatibility, table })
+    }
+}
+
 impl QueueState {
     fn of(address: QueueAddress) -> Self {
         Self { base: Gpa(address.iqa().value() << 12).0, size: address.qs().value(), wide: address.dw() }
@@ -241,13 +284,22 @@ impl QueueState {
 
 /// What holds between the parts of a unit whenever no write is under way.
 fn check(parts: &Parts<RegisterFile>) -> Result<(), RestoreError> {
-    let Parts { capability: _, file, root, ring, log: _ } = parts;
+    let Parts { capability, file, root, interrupts, ring, log: _ } = parts;
     let (status, faults) = (file.get(GSTS), file.get(FSTS));
     let head = file.get(IQH).raw_value();
     let recorded = (0..FAULT_RECORDS).any(|index| file.get(fault_record(index).1).f());
     let unsent = [FECTL, IECTL, PECTL].into_iter().map(|control| file.get(control));
     let rules = [
         (status.te() == root.enabled(), "GSTS.TES and root disagree on whether requests are translated"),
+        (
+            status.ire() == interrupts.enabled && status.cfi() == interrupts.compatibility,
+            "GSTS.IRES or CFIS and interrupts disagree on how interrupts are treated",
+        ),
+        (
+            capability.ecap().ir() || *interrupts == Latch::OFF,
+            "interrupts are remapped by a unit that cannot",
+        ),
+        (capability.ecap().eim() || !interrupts.extended(), "interrupts are extended in a unit that cannot"),
         (status.qie() == ring.is_some(), "GSTS.QIES and queue disagree on whether the queue is on"),
         (
             ring.map_or(head == 0, |ring| ring.holds(head)),
@@ -256,6 +308,10 @@ fn check(parts: &Parts<RegisterFile>) -> Result<(), RestoreError> {
         (
             faults.iqe() == (file.get(IQERCD).iqei().value() != 0),
             "FSTS.IQE and IQERCD disagree on whether the queue has stopped",
+        ),
+        (
+            faults.ite() || file.get(IQERCD).itesid() == 0,
+            "IQERCD names a function that timed out and FSTS.ITE none",
         ),
         (faults.ppf() == recorded, "FSTS.PPF and the fault records disagree on whether a fault is pending"),
         (u16::from(faults.fri()) < FAULT_RECORDS, "FSTS.FRI is not the number of a fault record"),

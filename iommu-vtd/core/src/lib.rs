@@ -53,9 +53,11 @@ pub mod vendor;
 pub use caps::Capabilities;
 pub use domain::{Domain, FirstStage, SecondStage, TableFormat};
 pub use fault::{Completion, Fault, FaultClass, FaultEvent, FaultReason};
-pub use invalidation::{DeviceTlbInvalidation, Invalidation, Scope};
+pub use invalidation::{DeviceTlbCompletion, DeviceTlbInvalidation, Invalidation, Scope};
 pub use page_request::{GroupIndex, PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
-pub use port::{Dma, DmaFault, NoTranslation, Port, PortKind, PortSet, SESSION_LIMIT_BYTES, Session};
+pub use port::{
+    DRAIN_LIMIT, Dma, DmaFault, NoTranslation, Port, PortKind, PortSet, SESSION_LIMIT_BYTES, Session,
+};
 pub use request::{Access, AddressType, Permissions, Request, StageTag, Tag, Translation};
 pub use traits::{
     Endpoint, HostError, HostIommu, InterruptRemapper, Msi, MsiSink, RemappedMsi, RouteListener, Translator,

@@ -5,6 +5,8 @@
 //! interleavings of its threads and can tell which one broke it. Nothing else changes, and an ordinary build does
 //! not know shuttle.
 
+use std::time::Instant;
+
 #[cfg(not(shuttle))]
 pub use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 #[cfg(not(shuttle))]
@@ -25,4 +27,16 @@ pub fn unlock_fair<T>(guard: MutexGuard<'_, T>) {
     // The scheduler tries the unfair ones too.
     #[cfg(shuttle)]
     drop(guard);
+}
+
+/// Takes the lock, unless that takes longer than until `deadline`.
+pub fn lock_until<T>(mutex: &Mutex<T>, deadline: Instant) -> Option<MutexGuard<'_, T>> {
+    #[cfg(not(shuttle))]
+    return mutex.try_lock_until(deadline);
+    // The scheduler knows no time.
+    #[cfg(shuttle)]
+    {
+        let _ = deadline;
+        Some(mutex.lock())
+    }
 }

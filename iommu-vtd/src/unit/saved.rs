@@ -28,6 +28,7 @@ impl<M: TableMemory> Unit<M> {
             // Wiring of the machine: whoever builds the new unit attaches endpoints to it.
             endpoints: _,
             root: _,
+            interrupts,
             turn,
             arriving,
             state,
@@ -35,26 +36,30 @@ impl<M: TableMemory> Unit<M> {
         let _turn = turn.lock();
         let _arriving = arriving.write();
         let State { file, ring, log } = &*state.lock();
-        UnitState::of(&Parts { capability: *capability, file, root: self.root(), ring: *ring, log: *log })
+        let (root, interrupts) = (self.root(), interrupts.latch());
+        UnitState::of(&Parts { capability: *capability, file, root, interrupts, ring: *ring, log: *log })
     }
 
     /// Puts a state in, in place of all that was. Nothing is sent and no queue is touched until [`Self::resume`].
     ///
-    /// What ports cache is dropped. That is right because a cache may lose anything at any time: entries are
-    /// copies of tables in memory, whatever accessed and dirty bits they stand for is in those tables, and software
-    /// that relied on a stale entry would have a bug on every hardware.
+    /// What is cached, here and in ports, is dropped. That is right because a cache may lose anything at any time:
+    /// entries are copies of tables in memory, whatever accessed and dirty bits they stand for is in those tables,
+    /// and software that relied on a stale entry would have a bug on every hardware. Listeners to interrupt routes
+    /// are told to resolve them anew, so guest memory is restored before its units.
     ///
     /// The caller is as for [`Self::save`].
     ///
     /// # Errors
     /// The state is not one that a unit with these capabilities can be in. The unit is as it was.
     pub fn restore(&self, saved: &UnitState) -> Result<(), RestoreError> {
-        let Parts { capability: _, file, root, ring, log } = saved.parts(&self.capability)?;
+        let Parts { capability: _, file, root, interrupts, ring, log } = saved.parts(&self.capability)?;
         let _turn = self.turn.lock();
-        let _arriving = self.arriving.write();
+        let arriving = self.arriving.write();
         self.root.store(root.to_raw(), Ordering::Release);
         *self.state.lock() = State { file, ring, log };
-        self.ports.clear();
+        self.invalidate_all();
+        drop(arriving);
+        self.interrupts.restore(interrupts);
         Ok(())
     }
 

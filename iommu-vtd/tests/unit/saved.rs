@@ -7,18 +7,28 @@ use std::sync::Arc;
 
 use iommu_core::testkit::RecordingEndpoint;
 use iommu_core::{
-    Access, Fault, Iova, Msi, PageRequestOutcome, Pasid, Request, ResponseCode, SourceId, Translator,
+    Access, Fault, InterruptRemapper, Iova, Msi, PageRequestOutcome, Pasid, Request, ResponseCode, SourceId,
+    Translator,
 };
 use iommu_vtd::testkit::{PageSize, flags};
-use iommu_vtd::{Unit, UnitConfig, UnitState};
+use iommu_vtd::{Capability, Profile, Unit, UnitConfig, UnitState};
 
 use crate::driver::{
-    Driver, ENDPOINT, FAULT_EVENT, FSTS, IQE, IQERCD, IQH, IQT, Machine, PAGE_EVENT, PQA, PQH, PQT, PRS,
-    RING, STATUS,
+    Driver, ENDPOINT, FAULT_EVENT, FSTS, GCMD, GSTS, IQE, IQERCD, IQH, IQT, Machine, PAGE_EVENT, PQA, PQH,
+    PQT, PRS, QIE, RING, STATUS, TE,
 };
 use crate::flows::page_request;
 
 const VIRTUAL: u64 = 0x7f12_3456_7000;
+
+/// A machine whose unit also remaps interrupts.
+fn remapping() -> Machine {
+    let profile = Profile { interrupt_remapping: true, extended_interrupts: true, ..Profile::svm(46) };
+    let config = UnitConfig { capability: Capability::new(&profile).unwrap(), source: SourceId(0) };
+    let mut machine = Machine::new();
+    machine.unit = Arc::new(Unit::new(&config, machine.memory.clone(), machine.msi.clone()));
+    machine
+}
 
 /// A unit in place of `machine`'s, with the state of the old one, which went through text as a snapshot would.
 fn moved(machine: &Machine) -> Machine {
@@ -191,6 +201,29 @@ fn a_message_held_by_its_mask_is_sent_when_the_mask_goes() {
         next.write32(control, 0);
         assert_eq!((next.read32(control), next.interrupts()), (0, vec![message]), "{name}");
     }
+}
+
+/// The table in force is the one that was set, not the one that IRTA names now.
+#[test]
+fn interrupts_go_on_by_the_same_table() {
+    const TABLE: u64 = 0x6_0000;
+    let machine = remapping();
+    let _driver = bound(&machine);
+    // Vector 41h, x2APIC id 17h, no source validation.
+    machine.set_word(TABLE + 16 * 5, 0x17 << 32 | 0x41 << 16 | 1);
+    machine.write64(0xb8, TABLE | 1 << 11 | 3);
+    let levels = machine.read32(GSTS) & (TE | QIE);
+    machine.write32(GCMD, levels | 1 << 24);
+    machine.write32(GCMD, levels | 1 << 25);
+    machine.write64(0xb8, 0);
+    let raw = Msi { address: 0xfee0_0010 | 5 << 5, data: 0 };
+    let here = machine.unit.resolve(ENDPOINT, raw);
+    assert!(here.is_some_and(|msi| msi.data & 0xff == 0x41), "{here:x?}");
+    let next = moved(&machine);
+    assert_eq!(next.unit.resolve(ENDPOINT, raw), here);
+    let compatible = Msi { address: 0xfee0_0000, data: 0x30 };
+    next.unit.deliver(ENDPOINT, compatible, &*next.msi);
+    assert_eq!(next.interrupts(), [FAULT_EVENT], "blocked, and told");
 }
 
 #[test]

@@ -4,18 +4,24 @@ use std::sync::Arc;
 
 use iommu_core::testkit::RecordingEndpoint;
 use iommu_core::{
-    Access, DeviceTlbInvalidation, GroupIndex, Iova, Msi, PageRequest, PageResponse, Pasid, Request,
-    SourceId, Translator, VendorData,
+    Access, DeviceTlbInvalidation, GroupIndex, InterruptRemapper, Iova, Msi, PageRequest, PageResponse,
+    Pasid, Request, SourceId, Translator, VendorData,
 };
 use iommu_vtd::UnitState;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{VIRTUAL, bound, moved};
+use super::{VIRTUAL, bound, moved, remapping};
 use crate::driver::{
     ENDPOINT, FSTS, GCMD, GSTS, IQA, IQE, IQH, IQT, Machine, PQA, PQH, PQT, PRS, QIE, RING, STATUS, TE,
 };
+
+const IRE: u32 = 1 << 25;
+const CFI: u32 = 1 << 23;
+const LEVELS: u32 = TE | QIE | IRE | CFI;
+/// The interrupt remapping table: 16 entries.
+const IRT: u64 = 0x6_0000;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -47,6 +53,12 @@ enum Step {
         offset: u64,
         value: u32,
     },
+    /// An interrupt, by an entry or in compatibility format.
+    Interrupt {
+        index: u64,
+        remappable: bool,
+    },
+    SetTable,
     Level {
         bit: u32,
         on: bool,
@@ -84,9 +96,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0_u32..128).prop_map(Step::ClearFaults),
         3 => (control(), any::<bool>()).prop_map(|(control, on)| Step::Mask { control, on }),
         2 => (plain, any::<u32>()).prop_map(|(offset, value)| Step::Write { offset, value }),
-        1 => (prop::sample::select(vec![TE, QIE]), prop::bool::weighted(0.8))
+        1 => (prop::sample::select(vec![TE, QIE, IRE, CFI]), prop::bool::weighted(0.8))
             .prop_map(|(bit, on)| Step::Level { bit, on }),
         1 => any::<bool>().prop_map(|small| Step::Queue { small }),
+        4 => (0_u64..18, prop::bool::weighted(0.8))
+            .prop_map(|(index, remappable)| Step::Interrupt { index, remappable }),
+        1 => Just(Step::SetTable),
     ]
 }
 
@@ -111,8 +126,12 @@ struct Seen {
 
 impl World {
     fn new() -> Self {
-        let machine = Machine::new();
+        let machine = remapping();
         bound(&machine);
+        for vector in 0..16 {
+            machine.set_word(IRT + 16 * vector, (0x30 + vector) << 16 | 1);
+        }
+        machine.write64(0xb8, IRT | 3);
         // 127 page requests fill the queue.
         machine.write64(PQA, 0x2_0000);
         let endpoint = Arc::new(RecordingEndpoint::default());
@@ -161,8 +180,13 @@ impl World {
             Step::Mask { control, on } => machine.write32(control, u32::from(on) << 31),
             Step::Write { offset, value } => machine.write32(offset, value),
             Step::Level { bit, on } => {
-                let levels = machine.read32(GSTS) & (TE | QIE);
+                let levels = machine.read32(GSTS) & LEVELS;
                 machine.write32(GCMD, if on { levels | bit } else { levels & !bit });
+            }
+            Step::SetTable => machine.write32(GCMD, machine.read32(GSTS) & LEVELS | 1 << 24),
+            Step::Interrupt { index, remappable } => {
+                let address = 0xfee0_0000 | index << 5 | u64::from(remappable) << 4;
+                machine.unit.deliver(ENDPOINT, Msi { address, data: 0 }, &*machine.msi);
             }
             Step::Queue { small } => machine.write64(IQA, RING | 1 << 11 | u64::from(!small)),
         }
