@@ -32,6 +32,7 @@ mod command;
 mod interrupts;
 mod processing;
 mod register_based;
+mod saved;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
