@@ -18,6 +18,8 @@ pub enum Origin {
     Request,
     /// A page request.
     PageRequest,
+    /// An interrupt, with the index that its record names.
+    Interrupt(u16),
 }
 
 /// Which fault recording register comes next.
@@ -70,6 +72,7 @@ fn layout(capability: &Capability, origin: Origin, fault: &Fault) -> (FaultRecor
     };
     let address_type = if capability.dt() { address_type } else { 0 };
     let (t1, t2) = match (origin, request.access) {
+        (Origin::Interrupt(_), _) => (false, false),
         (Origin::PageRequest, _) => (false, true),
         (Origin::Request, _) if reads => (true, false),
         (Origin::Request, Access::Read | Access::ZeroLengthRead) => (true, false),
@@ -77,7 +80,11 @@ fn layout(capability: &Capability, origin: Origin, fault: &Fault) -> (FaultRecor
         (Origin::Request, Access::Atomic) => (true, true),
     };
     let present = request.pasid.is_some();
-    let low = FaultRecordLow::DEFAULT.with_fi(u52::new((request.address.0 & address_mask) >> 12));
+    let information = match origin {
+        Origin::Interrupt(index) => u64::from(index) << 48,
+        Origin::Request | Origin::PageRequest => request.address.0 & address_mask,
+    };
+    let low = FaultRecordLow::DEFAULT.with_fi(u52::new(information >> 12));
     let high = FaultRecordHigh::builder()
         .with_f(true)
         .with_t1(t1)

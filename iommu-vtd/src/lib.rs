@@ -48,6 +48,7 @@ pub mod capability;
 pub mod dmar;
 pub mod event;
 pub mod fault;
+pub mod interrupt;
 pub mod invalidation;
 mod lookup;
 pub mod memory;
@@ -65,7 +66,7 @@ pub mod unit;
 mod walk;
 
 pub use capability::Capability;
-pub use dmar::{Dmar, IoApicScope};
+pub use dmar::Dmar;
 pub use memory::TableMemory;
 pub use profile::{Platform, Profile, ProfileError};
 pub use unit::{Unit, UnitConfig};

@@ -10,9 +10,12 @@
 //! 3. `arriving`: shared by page requests on their way into the queue, taken for a moment by a wait descriptor
 //!    that drains them,
 //! 4. the lock of a port: an open session,
-//! 5. `endpoints`, and `state` (register file, fault log, page request queue): leaves. Nothing is called with
+//! 5. the latch of [`crate::interrupt`]: shared while an interrupt is delivered, which functions do with their own
+//!    locks held; taken alone for a moment by commands and invalidations. Listeners to routes are called with
+//!    `turn` only,
+//! 6. `endpoints`, and `state` (register file, fault log, page request queue): leaves. Nothing is called with
 //!    them held but guest memory and the interrupt sink,
-//! 6. host objects.
+//! 7. host objects.
 //!
 //! [`Translator::translate`] takes no lock at all, [`Translator::report`] leaves only, and
 //! [`Translator::page_request`] shares `arriving`, which is wanted alone only between descriptors. That is why an
@@ -26,6 +29,7 @@
 //! and a guest that keeps moving the tail from elsewhere holds nobody for long.
 
 mod command;
+mod interrupts;
 mod processing;
 mod register_based;
 
@@ -43,6 +47,7 @@ use crate::ats;
 use crate::capability::Capability;
 use crate::event;
 use crate::fault::{self, FaultLog, Origin};
+use crate::interrupt::Interrupts;
 use crate::invalidation::{ContextScope, PasidScope};
 use crate::memory::TableMemory;
 use crate::page_request::{self, Enqueued, implicit_invalidation, is_stop_marker};
@@ -87,6 +92,7 @@ pub struct Unit<M> {
     endpoints: RwLock<HashMap<SourceId, Weak<dyn Endpoint>>>,
     turn: Mutex<()>,
     arriving: RwLock<()>,
+    interrupts: Interrupts,
     state: Mutex<State>,
 }
 
@@ -105,6 +111,7 @@ impl<M: TableMemory> Unit<M> {
             endpoints: RwLock::default(),
             turn: Mutex::default(),
             arriving: RwLock::default(),
+            interrupts: Interrupts::new(&config.capability),
             state: Mutex::new(State {
                 file: RegisterFile::new(&config.capability),
                 ring: None,
@@ -204,6 +211,7 @@ impl<M: TableMemory> Unit<M> {
         let _turn = self.turn.lock();
         self.root.store(RootLatch::default().to_raw(), Ordering::Release);
         self.invalidate_all();
+        self.interrupts.reset();
         let mut state = self.state.lock();
         state.file.reset();
         state.ring = None;

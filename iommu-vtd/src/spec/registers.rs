@@ -387,7 +387,7 @@ pub struct PageRequestStatus {
 #[bitfield(u64, default = 0, debug, forbid_overlaps)]
 #[derive(PartialEq, Eq)]
 pub struct FaultRecordLow {
-    /// Page address of a DMA fault.
+    /// Page address of a DMA fault; of an interrupt's, the index in bits 63:48.
     #[bits(12..=63, rw)]
     fi: u52,
 }

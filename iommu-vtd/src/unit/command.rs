@@ -28,6 +28,7 @@ impl<M: TableMemory> Unit<M> {
     /// translation is not reported off before in-flight DMA has drained.
     pub(super) fn command(&self, command: GlobalCommand) {
         let _turn = self.turn.lock();
+        let command = self.offered(command);
         let mut state = self.state.lock();
         let status = state.file.get(GSTS);
         let before = self.root();
@@ -35,6 +36,10 @@ impl<M: TableMemory> Unit<M> {
         if command.srtp() {
             root = RootLatch::new(state.file.get(RTADDR).raw_value(), command.te());
             state.file.set(GSTS, status.with_srtp(false));
+        }
+        if command.sirtp() {
+            let status = state.file.get(GSTS);
+            state.file.set(GSTS, status.with_sirtp(false));
         }
         self.root.store(root.to_raw(), Ordering::Release);
         drop(state);
@@ -46,6 +51,7 @@ impl<M: TableMemory> Unit<M> {
         if status.te() && !command.te() {
             self.clear_device_tlbs();
         }
+        self.switch_interrupts(command);
         self.finish(command, status);
     }
 
@@ -67,8 +73,13 @@ impl<M: TableMemory> Unit<M> {
 
     fn finish(&self, command: GlobalCommand, before: GlobalCommand) {
         let mut state = self.state.lock();
-        let status =
-            before.with_te(command.te()).with_srtp(before.srtp() || command.srtp()).with_qie(command.qie());
+        let status = before
+            .with_te(command.te())
+            .with_srtp(before.srtp() || command.srtp())
+            .with_qie(command.qie())
+            .with_ire(command.ire())
+            .with_sirtp(before.sirtp() || command.sirtp())
+            .with_cfi(command.cfi());
         if command.qie() != before.qie() {
             log::debug!("queued invalidation {}", if command.qie() { "on" } else { "off" });
             state.ring = command.qie().then(|| Ring::latch(state.file.get(IQA)));

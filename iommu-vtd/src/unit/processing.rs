@@ -61,8 +61,7 @@ impl<M: TableMemory> Unit<M> {
                     return Err(source);
                 }
             }
-            // No interrupt-remapping table entry is cached.
-            Descriptor::InterruptEntries(_) => {}
+            Descriptor::InterruptEntries(scope) => self.interrupts.invalidate(*scope),
             Descriptor::Response(response) => {
                 if let Some(endpoint) = self.endpoint(response.source) {
                     endpoint.page_group_response(response);
