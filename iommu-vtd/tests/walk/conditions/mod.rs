@@ -64,9 +64,16 @@ struct Row {
 }
 
 fn row(name: &'static str, code: u16) -> Row {
-    let (spoil, request): (fn(&World<'_>), fn(Request) -> Request) = (|_| (), |request| request);
-    let start = Start::First;
-    Row { name, code, start, spoil, request, translated_with_pasid: false, gets: [No; 4], read: 0 }
+    Row {
+        name,
+        code,
+        start: Start::First,
+        spoil: |_| (),
+        request: |request| request,
+        translated_with_pasid: false,
+        gets: [No; 4],
+        read: 0,
+    }
 }
 
 impl Row {

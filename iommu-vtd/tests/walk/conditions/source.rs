@@ -8,7 +8,7 @@ use super::{Row, row};
 use crate::world::*;
 
 pub(super) fn rows() -> Vec<Row> {
-    [before_rows, root_rows, context_rows].into_iter().flat_map(|rows| rows()).collect()
+    [before_rows, root_rows, context_rows, service_rows].into_iter().flat_map(|rows| rows()).collect()
 }
 
 fn root_half(world: &World<'_>, change: impl FnOnce(u64) -> u64) {
@@ -99,6 +99,12 @@ fn context_rows() -> Vec<Row> {
                 w.context().edit(|low| low.with_eptr(true).with_paside(false));
             })
             .gets([Ur, Ca, Ur, Ur], 1),
+    ]
+}
+
+/// What the context entry, as it stands, does not serve.
+fn service_rows() -> Vec<Row> {
+    vec![
         row("SCT.5: DTE=0", 0x44)
             .spoil(|w| {
                 w.context().edit(|low| low.with_dte(false).with_pre(false));
