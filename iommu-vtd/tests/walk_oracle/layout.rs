@@ -15,6 +15,11 @@ const SECOND: u64 = 15;
 /// Second-stage tables of levels 2 and 1 under the first stage's tables.
 const UNDER: [u64; 2] = [17, 16];
 
+/// Address of a page.
+const fn page_at(number: u64) -> u64 {
+    number * PAGE
+}
+
 /// Page 0 root, 1 and 2 context tables, 3 directory, 4 and 5 PASID tables, 6 to 10 the first-stage tables of levels
 /// 5 to 1, 11 to 15 those of the second stage, 16 and 17 those through which the first stage's tables are found.
 pub(crate) struct Laid {
@@ -72,9 +77,10 @@ impl Laid {
 
     fn scalable(&mut self, tables: &Tables) {
         self.put(0, PAGE | 1);
-        self.put(8, 2 * PAGE | 1);
+        self.put(8, page_at(2) | 1);
         let [dte, paside, pre, fpd, eptr] = tables.context.map(u64::from);
-        let low = 3 * PAGE | tables.pdts << 9 | eptr << 6 | pre << 4 | paside << 3 | dte << 2 | fpd << 1 | 1;
+        let low =
+            page_at(3) | tables.pdts << 9 | eptr << 6 | pre << 4 | paside << 3 | dte << 2 | fpd << 1 | 1;
         let context = [low, u64::from(tables.rid_pasid) | u64::from(tables.rid_priv) << 20, 0, 0];
         for page in [1, 2] {
             for (word, value) in (0..).zip(context) {
@@ -82,11 +88,11 @@ impl Laid {
             }
         }
         for (index, page) in [(0, 4), (1, 5)] {
-            self.put(3 * PAGE + index * 8, page * PAGE | u64::from(tables.fpd[0]) << 1 | 1);
+            self.put(3 * PAGE + index * 8, page_at(page) | u64::from(tables.fpd[0]) << 1 | 1);
         }
         let [pwsnp, pgsnp, sre, wpe, eafe, ssade] = tables.entry.map(u64::from);
-        let first = PAGE * if tables.five_level { FIRST - 4 } else { FIRST - 3 };
-        let bias = if tables.pgtt == 3 { BIAS } else { 0 };
+        let first = page_at(if tables.five_level { FIRST - 4 } else { FIRST - 3 });
+        let first = if tables.pgtt == 3 { first + BIAS } else { first };
         let entry = [
             second_root(tables.aw)
                 | ssade << 9
@@ -95,7 +101,7 @@ impl Laid {
                 | u64::from(tables.fpd[1]) << 1
                 | 1,
             u64::from(tables.domain) | pwsnp << 23 | pgsnp << 24,
-            first + bias | u64::from(tables.five_level) << 2 | sre | wpe << 4 | eafe << 7,
+            first | u64::from(tables.five_level) << 2 | sre | wpe << 4 | eafe << 7,
         ];
         for index in [5, 0, 63] {
             for (word, value) in (0..).zip(entry) {
@@ -148,11 +154,11 @@ impl Laid {
         if leaf == 3 {
             return self.put(level3, open | 0x80);
         }
-        self.put(level3, UNDER[1] * PAGE | open & !(1 << 11));
+        self.put(level3, page_at(UNDER[1]) | open & !(1 << 11));
         if leaf == 2 {
             return self.put(level2, open | 0x80);
         }
-        self.put(level2, UNDER[0] * PAGE | open & !(1 << 11));
+        self.put(level2, page_at(UNDER[0]) | open & !(1 << 11));
         for level in 1..=5 {
             let table = (FIRST + 1 - level) * PAGE;
             self.put(UNDER[0] * PAGE + index(BIAS + table, 1), table | flags(level));
