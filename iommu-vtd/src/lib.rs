@@ -44,6 +44,7 @@
 
 mod answer;
 pub mod ats;
+mod cache;
 pub mod capability;
 pub mod dmar;
 pub mod event;

@@ -24,6 +24,7 @@ impl<M: TableMemory> Unit<M> {
             memory: _,
             msi: _,
             // Caches: see `Self::restore`.
+            caches: _,
             ports: _,
             // Wiring of the machine: whoever builds the new unit attaches endpoints to it.
             endpoints: _,
