@@ -1,7 +1,8 @@
 //! Ports against invalidation, in every interleaving: after an invalidation no session uses what it dropped.
 //!
-//! Compiled with `--cfg shuttle` only: `RUSTFLAGS="--cfg shuttle" cargo test -p iommu-core --test race`.
+//! Compiled with `--cfg shuttle` only: `cargo race`.
 #![cfg(shuttle)]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use std::sync::Arc;
 

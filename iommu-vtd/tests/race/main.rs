@@ -2,7 +2,7 @@
 //! has completed, no session uses a translation that was invalidated, and no interrupt is sent by an old entry.
 //!
 //! Locks, atomics and every read of a table are points at which another thread may go on. Compiled with
-//! `--cfg shuttle` only: `RUSTFLAGS="--cfg shuttle" cargo test -p iommu-vtd --test race`.
+//! `--cfg shuttle` only: `cargo race`.
 #![cfg(shuttle)]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
