@@ -92,7 +92,7 @@ impl Ring {
         Ok(lane.session(|session| {
             check(queue, session)?;
             let next = queue.iter(session).map_err(|error| mistake(&error, session))?.next();
-            let chain = next.map(|chain| Chain::read(chain, queue.size())).transpose()?;
+            let chain = next.map(Chain::read).transpose()?;
             if chain.is_none() { unless_fault(session).map(|()| None) } else { Ok(chain) }
         })??)
     }
