@@ -10,6 +10,7 @@
 //! | [`reset`] | power-off, reset and panic |
 //! | [`serial`] | the serial port |
 //! | [`svm`] | the SVM endpoint |
+//! | [`virtio`] | virtio devices: the PCI transport, the disk |
 #![forbid(unsafe_code)]
 
 pub mod bus;
@@ -20,3 +21,4 @@ pub mod pci;
 pub mod reset;
 pub mod serial;
 pub mod svm;
+pub mod virtio;

@@ -58,6 +58,7 @@ pub struct Guest {
     memory_mib: u64,
     svm: Option<String>,
     elf: bool,
+    disks: Vec<String>,
     words: Vec<String>,
 }
 
@@ -71,7 +72,14 @@ impl Guest {
     /// One CPU, 512 MiB, a bzImage, the SVM endpoint as svmm makes it.
     #[must_use]
     pub fn new() -> Self {
-        Self { cpus: 1, memory_mib: 512, svm: Some(String::new()), elf: false, words: Vec::new() }
+        Self {
+            cpus: 1,
+            memory_mib: 512,
+            svm: Some(String::new()),
+            elf: false,
+            disks: Vec::new(),
+            words: Vec::new(),
+        }
     }
 
     /// Number of vCPUs.
@@ -99,6 +107,13 @@ impl Guest {
     #[must_use]
     pub fn without_svm(mut self) -> Self {
         self.svm = None;
+        self
+    }
+
+    /// Adds a disk, as for `--disk`.
+    #[must_use]
+    pub fn disk(mut self, value: &str) -> Self {
+        self.disks.push(value.to_owned());
         self
     }
 
@@ -140,6 +155,9 @@ impl Guest {
         option("--cpus", self.cpus.to_string().into());
         option("--memory-mib", self.memory_mib.to_string().into());
         option("--serial", "stdio".into());
+        for disk in &self.disks {
+            option("--disk", disk.into());
+        }
         match self.svm.as_deref() {
             Some("") => arguments.push("--svm".into()),
             Some(options) => arguments.push(format!("--svm={options}").into()),
@@ -294,7 +312,14 @@ mod tests {
             vmlinux: "/elf".into(),
             initrd: "/initrd".into(),
         };
-        let guest = Guest::new().cpus(4).memory_mib(6144).svm("pri=off").elf().run("@exit:3").word("debug");
+        let guest = Guest::new()
+            .cpus(4)
+            .memory_mib(6144)
+            .svm("pri=off")
+            .elf()
+            .disk("a,readonly")
+            .run("@exit:3")
+            .word("debug");
         let words: Vec<String> =
             guest.arguments(&materials).iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let expected = [
@@ -311,6 +336,8 @@ mod tests {
             "6144",
             "--serial",
             "stdio",
+            "--disk",
+            "a,readonly",
             "--svm=pri=off",
         ];
         assert_eq!(words, expected);

@@ -34,6 +34,9 @@ const ROWS: &[Row] = &[
         &["run", "--kernel", "{kernel}", "--serial", "file:/nowhere/log"],
         "/nowhere/log",
     ),
+    ("missing disk", &["run", "--kernel", "{kernel}", "--disk", "/nowhere/disk"], "/nowhere/disk"),
+    ("folder as disk", &["run", "--kernel", "{kernel}", "--disk", "/"], "--disk /: is a directory"),
+    ("strange disk option", &["run", "--kernel", "{kernel}", "--disk", "/dev/null,colour=red"], "colour"),
     ("command line too long", &["run", "--kernel", "{kernel}", "--cmdline", "{long}"], "command line"),
 ];
 

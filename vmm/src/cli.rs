@@ -15,6 +15,9 @@ Examples:
     svmm run --kernel vmlinux --initrd initramfs.cpio.gz --cpus 4 --memory-mib 6144 \\
         --svm queues=8,depth=64,ats=on,pri=on --cmdline \"console=ttyS0 panic=-1\" --serial file:console.log
 
+  Two disks, the second read-only, for the guest's virtio driver (/dev/vda, /dev/vdb):
+    svmm run --kernel bzImage --initrd initramfs.cpio --disk data.img --disk base.img,readonly,id=base
+
   Can this host run guests, and how fast?
     svmm doctor";
 
@@ -68,6 +71,10 @@ pub(crate) struct RunArgs {
     /// Add the SVM endpoint. Options, comma-separated: queues=1 to 16 (8), depth=2 to 1024, a power of two (64), ats=on|off (on), pri=on|off (on)
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) svm: Option<String>,
+    /// Add a virtio disk: a file or block device, PATH[,readonly][,id=NAME]. May be given up to 16 times; it is locked while
+    /// the guest runs
+    #[arg(long = "disk", value_name = "PATH")]
+    pub(crate) disks: Vec<String>,
     /// The VT-d unit
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub(crate) iommu: Switch,

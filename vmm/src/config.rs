@@ -1,5 +1,7 @@
 //! What is to be run, checked. Everything the user can get wrong is found here or while the machine is built.
 
+mod disk;
+
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -10,6 +12,8 @@ use devices::svm::spec::{DEPTH_LOG2, MAX_QUEUES};
 
 use crate::cli::{RunArgs, Switch};
 use crate::layout::low;
+
+pub(crate) use disk::{DiskFile, MAX_DISKS};
 
 /// vCPUs at most: APIC ids stay below 255, and the 8-bit fields of CPUID hold their number.
 pub(crate) const MAX_CPUS: u32 = 64;
@@ -132,6 +136,8 @@ pub(crate) struct Config {
     pub(crate) memory_bytes: u64,
     /// The SVM endpoint, if there is to be one.
     pub(crate) svm: Option<SvmConfig>,
+    /// Disks, at most [`MAX_DISKS`].
+    pub(crate) disks: Vec<DiskFile>,
     /// Whether there is a VT-d unit.
     pub(crate) iommu: bool,
     /// Serial console.
@@ -149,6 +155,7 @@ impl TryFrom<RunArgs> for Config {
             cpus: check_cpus(args.cpus)?,
             memory_bytes: check_memory(args.memory_mib)?,
             svm: check_svm(args.svm.as_deref(), args.iommu)?,
+            disks: disk::open_all(&args.disks)?,
             cmdline: check_cmdline(args.cmdline, kernel.cmdline_max)?,
             kernel,
             initrd: args.initrd.as_deref().map(open_initrd).transpose()?,

@@ -14,14 +14,16 @@ use devices::reset::{
 };
 use devices::serial::Serial;
 use devices::svm::{SvmConfig, SvmFunction};
-use iommu_core::{MsiSink, SourceId};
+use devices::virtio::VirtioFunction;
+use devices::virtio::blk::{Blk, FileDisk};
+use iommu_core::{Dma, MsiSink, NoTranslation, SourceId};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::cpuid::Place;
 use crate::boot::linux::{self, Entry};
 use crate::boot::{params, regs};
-use crate::config::{Complaint, Config, SerialTarget, reasons};
+use crate::config::{Complaint, Config, DiskFile, MAX_DISKS, SerialTarget, reasons};
 use crate::event_loop::{self, Keyboard};
 use crate::iommu::{IOAPIC_SOURCE, Iommu};
 use crate::kvm::irq::{IoapicRoutes, KvmMsi};
@@ -35,6 +37,9 @@ use crate::{acpi, start_report};
 
 /// Where the SVM endpoint sits: an integrated endpoint on the root bus.
 const SVM_DEVICE: u8 = 1;
+/// Where the first disk sits; the others follow it, to the end of the bus.
+const FIRST_DISK: u8 = 16;
+const _: () = assert!(FIRST_DISK as usize + MAX_DISKS == devices::pci::root::DEVICES as usize);
 
 /// A machine that is ready to run.
 pub(crate) struct Machine {
@@ -70,7 +75,12 @@ impl Machine {
         let mut wiring = Wiring::new(&vm, message, ending.clone());
         let keyboard = wiring.add_serial(config.serial)?;
         wiring.add_platform(config.exit_port)?;
-        wiring.add_pci(config.svm, iommu.as_ref())?;
+        let mut root = wiring.pci_root(config.svm, iommu.as_ref())?;
+        wiring.add_disks(&mut root, config.disks, |source| match &iommu {
+            Some(iommu) => iommu.dma(source),
+            None => Dma::new(source, GuestRam::clone(&ram), Arc::new(NoTranslation), Arc::default()),
+        })?;
+        wiring.add_pci(root)?;
         let paging = iommu.as_ref().map_or(vm.paging(), Iommu::paging);
         if let Some(iommu) = iommu {
             wiring.mmio.insert(VTD, Arc::new(iommu))?;
@@ -196,8 +206,8 @@ impl Wiring {
         Ok(())
     }
 
-    /// The PCI root with its functions.
-    fn add_pci(&mut self, svm: Option<SvmConfig>, iommu: Option<&Iommu>) -> Result<(), Complaint> {
+    /// The PCI root with its bridge and the SVM endpoint.
+    fn pci_root(&self, svm: Option<SvmConfig>, iommu: Option<&Iommu>) -> Result<PciRoot, Complaint> {
         let mut root = PciRoot::default();
         let bridge = HostBridge::new().map_err(|error| impossible(&error))?;
         root.insert(0, 0, Arc::new(bridge)).map_err(|error| impossible(&error))?;
@@ -209,6 +219,28 @@ impl Wiring {
             iommu.unit().attach_endpoint(source, endpoint);
             root.insert(SVM_DEVICE, 0, svm).map_err(|error| impossible(&error))?;
         }
+        Ok(root)
+    }
+
+    /// The disks, whose memory is what `dma` says.
+    fn add_disks(
+        &self,
+        root: &mut PciRoot,
+        disks: Vec<DiskFile>,
+        dma: impl Fn(SourceId) -> Dma<GuestRam>,
+    ) -> Result<(), Complaint> {
+        for (device, disk) in (FIRST_DISK..).zip(disks) {
+            let blk = Blk::new(Box::new(FileDisk::new(disk.file, disk.len)), &disk.id, disk.read_only);
+            let dma = dma(SourceId::from_bdf(0, device, 0));
+            let function = VirtioFunction::new(blk.description(), blk, &dma, self.message.clone());
+            let function = function.map_err(|error| impossible(&error))?;
+            root.insert(device, 0, function).map_err(|error| impossible(&error))?;
+        }
+        Ok(())
+    }
+
+    /// The three ways to what is on the bus.
+    fn add_pci(&mut self, root: PciRoot) -> Result<(), Complaint> {
         let root = Arc::new(root);
         self.mmio.insert(ECAM, Arc::new(Ecam(root.clone())))?;
         self.mmio.insert(PCI_MMIO32, Arc::new(MmioWindow::new(root.clone(), PCI_MMIO32)))?;
