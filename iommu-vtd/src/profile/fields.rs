@@ -186,7 +186,13 @@ impl Profile {
     /// All that this model has.
     #[must_use]
     pub const fn full(host_address_width: u32) -> Self {
-        Self::svm(host_address_width)
+        Self {
+            interrupt_remapping: true,
+            extended_interrupts: true,
+            posted_interrupts: true,
+            interrupt_table_invalidates: true,
+            ..Self::svm(host_address_width)
+        }
     }
 
     /// Tables of `bits` bits, 39, 48 or 57, for both stages.
