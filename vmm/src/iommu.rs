@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use devices::bus::BusDevice;
-use iommu_core::{Dma, MsiSink, SourceId};
+use iommu_core::{Dma, InterruptRemapper, MsiSink, RemappedMsi, SourceId};
 use iommu_vtd::dmar::{DeviceScope, Dmar, DmarError, Drhd, ScopeKind};
 use iommu_vtd::{Capability, Profile, ProfileError, Unit, UnitConfig};
 
@@ -55,6 +55,19 @@ impl Iommu {
         let ioapic = DeviceScope::new(ScopeKind::IoApic(IOAPIC_ID), IOAPIC_SOURCE);
         let unit = Drhd::for_all(self.unit.capability(), VTD.start, vec![ioapic]);
         Dmar { units: vec![unit], ..Dmar::default() }.body()
+    }
+
+    /// The unit as a remapper of interrupts, if it is one.
+    pub(crate) fn remapper(&self) -> Option<Arc<dyn InterruptRemapper>> {
+        self.unit.capability().ecap().ir().then(|| self.unit.clone() as Arc<dyn InterruptRemapper>)
+    }
+
+    /// Where functions behind the unit send their interrupts, so that they reach `direct` in the end.
+    pub(crate) fn interrupts(&self, direct: Arc<dyn MsiSink>) -> Arc<dyn MsiSink> {
+        match self.remapper() {
+            Some(remapper) => Arc::new(RemappedMsi::new(remapper, direct)),
+            None => direct,
+        }
     }
 
     /// Memory behind the unit, for the function `source`.

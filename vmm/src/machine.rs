@@ -72,7 +72,7 @@ impl Machine {
         };
         let iommu = iommu.transpose().map_err(|error| impossible(&error))?;
         let entry = load(&ram, &mut config, iommu.as_ref())?;
-        let mut wiring = Wiring::new(&vm, message, ending.clone());
+        let mut wiring = Wiring::new(&vm, message, iommu.as_ref(), ending.clone());
         let keyboard = wiring.add_serial(config.serial)?;
         wiring.add_platform(config.exit_port)?;
         let mut root = wiring.pci_root(config.svm, iommu.as_ref())?;
@@ -158,6 +158,7 @@ struct Wiring {
     mmio: Bus,
     ports: Bus,
     ioapic: Arc<IoApic>,
+    routes: Arc<IoapicRoutes>,
     /// Where the interrupts of devices go.
     message: Arc<dyn MsiSink>,
     events: MachineEvents,
@@ -165,12 +166,18 @@ struct Wiring {
 }
 
 impl Wiring {
-    fn new(vm: &Vm, message: Arc<dyn MsiSink>, ending: Arc<Ending>) -> Self {
-        let routes = Arc::new(IoapicRoutes::new(vm.fd().clone()));
-        let ioapic = IoApic::new(IOAPIC_SOURCE, message.clone(), Some(routes));
+    fn new(vm: &Vm, direct: Arc<dyn MsiSink>, iommu: Option<&Iommu>, ending: Arc<Ending>) -> Self {
+        let remapper = iommu.and_then(Iommu::remapper);
+        let routes = Arc::new(IoapicRoutes::new(vm.fd().clone(), IOAPIC_SOURCE, remapper.clone()));
+        if let Some(remapper) = remapper {
+            let listener: Weak<IoapicRoutes> = Arc::downgrade(&routes);
+            remapper.add_listener(listener);
+        }
+        let message = iommu.map_or(direct.clone(), |iommu| iommu.interrupts(direct));
+        let ioapic = IoApic::new(IOAPIC_SOURCE, message.clone(), Some(routes.clone()));
         let asked = ending.clone();
         let events: MachineEvents = Arc::new(move |event| asked.request(outcome_of(event)));
-        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, message, events, ending }
+        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, routes, message, events, ending }
     }
 
     /// The serial port; where to put what the user types, if it is to go there.
@@ -250,11 +257,15 @@ impl Wiring {
     }
 
     fn finish(self) -> Arc<Exits> {
-        let ioapic = self.ioapic;
+        let (ioapic, routes) = (self.ioapic, self.routes);
         Arc::new(Exits {
             mmio: self.mmio,
             ports: self.ports,
-            end_of_interrupt: Box::new(move |vector| ioapic.eoi(vector)),
+            end_of_interrupt: Box::new(move |vector| {
+                for pin in routes.pins_of(vector) {
+                    ioapic.eoi_pin(pin);
+                }
+            }),
             ending: self.ending,
         })
     }

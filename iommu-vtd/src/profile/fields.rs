@@ -195,6 +195,10 @@ impl Profile {
             second_stage_dirty: true,
             abort_dma: true,
             rid_priv: true,
+            interrupt_remapping: true,
+            extended_interrupts: true,
+            posted_interrupts: true,
+            interrupt_table_invalidates: true,
             ..Self::svm(host_address_width)
         }
     }
