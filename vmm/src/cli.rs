@@ -64,7 +64,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a guest and stay until it ends
-    #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{UNITS}\n\n{EXIT_CODES}", UNITS = units_help()))]
+    #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{units}\n\n{EXIT_CODES}", units = units_help()))]
     Run(Box<RunArgs>),
     /// Say what this host can do, and what to do about what is missing
     Doctor(DoctorArgs),
