@@ -11,11 +11,10 @@ use crate::cli::RunArgs;
 use crate::layout::{LOW_RAM_LIMIT, low};
 
 pub(crate) use complaint::{Complaint, reasons};
-pub(crate) use disk::{DiskFile, MAX_DISKS};
+pub(crate) use disk::DiskFile;
 pub(crate) use files::{Initrd, Kernel, KernelFormat, SerialTarget};
-pub(crate) use namespace::MAX_NAMESPACE_DEVICES;
-pub(crate) use svm::{MAX_ENDPOINTS, SvmSpec};
-pub(crate) use units::{MAX_UNITS, Placement, UnitSpec};
+pub(crate) use svm::SvmSpec;
+pub(crate) use units::{Placement, UnitSpec};
 
 /// vCPUs at most: APIC ids stay below 255, and the 8-bit fields of CPUID hold their number.
 pub(crate) const MAX_CPUS: u32 = 64;
@@ -42,11 +41,11 @@ pub(crate) struct Config {
     pub(crate) memory_bytes: u64,
     /// Remapping units. The first has all devices that name no other.
     pub(crate) units: Vec<UnitSpec>,
-    /// SVM endpoints, at most [`MAX_ENDPOINTS`].
+    /// SVM endpoints, at most [`crate::layout::slot::MAX_ENDPOINTS`].
     pub(crate) svm: Vec<SvmSpec>,
-    /// Disks, at most [`MAX_DISKS`].
+    /// Disks, at most [`crate::layout::slot::MAX_DISKS`].
     pub(crate) disks: Vec<DiskFile>,
-    /// DMA engines that are no PCI functions, at most [`MAX_NAMESPACE_DEVICES`].
+    /// DMA engines that are no PCI functions, at most [`crate::layout::MAX_DMA_ENGINES`].
     pub(crate) namespace: Vec<Placement>,
     /// Serial console.
     pub(crate) serial: SerialTarget,

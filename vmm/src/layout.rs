@@ -5,8 +5,6 @@
 
 use devices::bus::BusRange;
 
-use crate::config::{MAX_NAMESPACE_DEVICES, MAX_UNITS};
-
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
@@ -23,13 +21,17 @@ pub(crate) const ECAM: BusRange = BusRange { start: 0xe000_0000, len: 256 * MIB 
 pub(crate) const IOAPIC: BusRange = BusRange { start: 0xfec0_0000, len: 0x1000 };
 /// The IOAPIC's id in MADT and DMAR.
 pub(crate) const IOAPIC_ID: u8 = 0;
+/// VT-d units at most.
+pub(crate) const MAX_UNITS: usize = 8;
 /// The register pages of VT-d units, one after the other.
 pub(crate) const VTD: BusRange = BusRange { start: 0xfed9_0000, len: VTD_PAGE * MAX_UNITS as u64 };
 /// Bytes of one unit's registers.
 pub(crate) const VTD_PAGE: u64 = 0x1000;
+/// DMA engines outside PCI at most.
+pub(crate) const MAX_DMA_ENGINES: usize = 4;
 /// The register pages of DMA engines outside PCI, one after the other.
 pub(crate) const DMA_ENGINES: BusRange =
-    BusRange { start: 0xfeda_0000, len: devices::dma_engine::LEN * MAX_NAMESPACE_DEVICES as u64 };
+    BusRange { start: 0xfeda_0000, len: devices::dma_engine::LEN * MAX_DMA_ENGINES as u64 };
 /// Local APIC registers; as DMA target, message-signalled interrupts.
 pub(crate) const LOCAL_APIC: BusRange = BusRange { start: 0xfee0_0000, len: MIB };
 /// KVM's own: one page of identity map, three pages of task state (both only used by old Intel CPUs).
@@ -130,8 +132,10 @@ pub(crate) mod gsi {
 
 /// Device numbers on PCI bus 0. Device 0 is the host bridge.
 pub(crate) mod slot {
-    use crate::config::{MAX_DISKS, MAX_ENDPOINTS};
-
+    /// SVM endpoints at most.
+    pub(crate) const MAX_ENDPOINTS: usize = 15;
+    /// Disks at most.
+    pub(crate) const MAX_DISKS: usize = 16;
     /// The first SVM endpoint; the others follow it.
     pub(crate) const FIRST_SVM: u8 = 1;
     /// The first disk; the others follow it, to the end of the bus.

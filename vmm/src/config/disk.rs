@@ -10,9 +10,7 @@ use devices::virtio::blk::spec::{ID_BYTES, SECTOR};
 use super::complaint::Complaint;
 use super::files::system_reason;
 use super::units::{Placement, UnitSpec};
-
-/// Disks at most: as many places of the PCI bus are kept for them.
-pub(crate) const MAX_DISKS: usize = 16;
+use crate::layout::slot::MAX_DISKS;
 
 /// A disk that can be read, and written unless it is read-only. It is locked against other processes.
 #[derive(Debug)]

@@ -2,15 +2,13 @@
 
 use super::complaint::Complaint;
 use super::units::{Placement, UnitSpec};
-
-/// Engines at most: as many pages of the memory map are kept for them.
-pub(crate) const MAX_NAMESPACE_DEVICES: usize = 4;
+use crate::layout::MAX_DMA_ENGINES;
 
 /// All engines.
 pub(super) fn parse_all(values: &[String], units: &[UnitSpec]) -> Result<Vec<Placement>, Complaint> {
-    if values.len() > MAX_NAMESPACE_DEVICES {
+    if values.len() > MAX_DMA_ENGINES {
         let thing = format!("--acpi-dma given {} times", values.len());
-        return Err(Complaint::new(thing, "too many", format_args!("give at most {MAX_NAMESPACE_DEVICES}")));
+        return Err(Complaint::new(thing, "too many", format_args!("give at most {MAX_DMA_ENGINES}")));
     }
     let parse = |value: &String| {
         let (placement, rest) = Placement::take(value, "--acpi-dma", units)?;

@@ -5,9 +5,7 @@ use devices::svm::spec::{DEPTH_LOG2, MAX_QUEUES};
 
 use super::complaint::Complaint;
 use super::units::{Placement, UnitSpec};
-
-/// Endpoints at most: as many places of the PCI bus are kept for them.
-pub(crate) const MAX_ENDPOINTS: usize = 15;
+use crate::layout::slot::MAX_ENDPOINTS;
 
 /// An SVM endpoint to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

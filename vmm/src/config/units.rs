@@ -3,9 +3,8 @@
 use iommu_vtd::{Platform, Profile};
 
 use super::complaint::Complaint;
+use crate::layout::MAX_UNITS;
 
-/// Units at most: as many register pages are kept for them.
-pub(crate) const MAX_UNITS: usize = 8;
 /// Largest reserved region of one function, in MiB.
 const MAX_RESERVED_MIB: u64 = 64;
 
