@@ -15,6 +15,7 @@ fn spec() -> FunctionSpec {
         power_management: true,
         express: Some(ExpressSpec { function_reset: true, end_end_prefix: true }),
         msix: Some(MsixSpec { vectors: 4, bar: 2, table_offset: 0, pba_offset: 0x800 }),
+        vendor: &[],
         pasid: Some(PasidSpec { width: 20 }),
         ats: Some(AtsSpec { queue_depth: 0, global_invalidate: false }),
         pri: Some(PriSpec { capacity: CAPACITY }),
