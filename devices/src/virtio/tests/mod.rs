@@ -1,1 +1,6 @@
-//! Tests.
+mod faults;
+mod hostile;
+mod requests;
+mod resets;
+mod rig;
+mod transport;
