@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`bus`] | address decoding |
+//! | [`dma_engine`] | a DMA engine that is no PCI function |
 //! | [`exit`] | the port by which a guest program ends the machine |
 //! | [`ioapic`] | the IOAPIC |
 //! | [`irq`] | interrupt lines |
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod dma_engine;
 pub mod exit;
 pub mod ioapic;
 pub mod irq;

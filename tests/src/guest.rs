@@ -59,6 +59,7 @@ pub struct Guest {
     svm: Option<String>,
     elf: bool,
     disks: Vec<String>,
+    options: Vec<String>,
     words: Vec<String>,
 }
 
@@ -78,6 +79,7 @@ impl Guest {
             svm: Some(String::new()),
             elf: false,
             disks: Vec::new(),
+            options: Vec::new(),
             words: Vec::new(),
         }
     }
@@ -114,6 +116,19 @@ impl Guest {
     #[must_use]
     pub fn disk(mut self, value: &str) -> Self {
         self.disks.push(value.to_owned());
+        self
+    }
+
+    /// Adds a remapping unit, as for `--iommu`.
+    #[must_use]
+    pub fn iommu(self, value: &str) -> Self {
+        self.option(&format!("--iommu={value}"))
+    }
+
+    /// Adds an argument of `svmm run`.
+    #[must_use]
+    pub fn option(mut self, argument: &str) -> Self {
+        self.options.push(argument.to_owned());
         self
     }
 
@@ -158,6 +173,7 @@ impl Guest {
         for disk in &self.disks {
             option("--disk", disk.into());
         }
+        arguments.extend(self.options.iter().map(OsString::from));
         match self.svm.as_deref() {
             Some("") => arguments.push("--svm".into()),
             Some(options) => arguments.push(format!("--svm={options}").into()),
@@ -214,6 +230,13 @@ impl Outcome {
             bail!("{command:?} did not end within {} s:\n{tail}\n{stderr}", started.elapsed().as_secs());
         };
         Ok(Self { code: status.code().unwrap_or(-1), console, stderr, elapsed: started.elapsed() })
+    }
+
+    /// What the guest's init printed of its remapping units: `unit ADDRESS has DEVICE ...`.
+    #[must_use]
+    pub fn units(&self) -> Vec<&str> {
+        let lines = self.console.lines().filter_map(|line| line.strip_prefix("guest-init: "));
+        lines.filter(|line| line.starts_with("unit ")).collect()
     }
 
     /// The selftest's results.

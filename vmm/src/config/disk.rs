@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use devices::virtio::blk::spec::{ID_BYTES, SECTOR};
 
-use super::{Complaint, system_reason};
-
-/// Disks at most: as many places of the PCI bus are kept for them.
-pub(crate) const MAX_DISKS: usize = 16;
+use super::complaint::Complaint;
+use super::files::system_reason;
+use super::units::{Placement, UnitSpec};
+use crate::layout::slot::MAX_DISKS;
 
 /// A disk that can be read, and written unless it is read-only. It is locked against other processes.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ pub(crate) struct DiskFile {
     pub(crate) read_only: bool,
     /// Its name in the guest.
     pub(crate) id: String,
+    /// Its unit, if there is one.
+    pub(crate) placement: Placement,
 }
 
 /// A value of `--disk`, read but not looked at.
@@ -34,30 +36,31 @@ struct Wish {
 }
 
 /// Opens all disks.
-pub(super) fn open_all(values: &[String]) -> Result<Vec<DiskFile>, Complaint> {
+pub(super) fn open_all(values: &[String], units: &[UnitSpec]) -> Result<Vec<DiskFile>, Complaint> {
     if values.len() > MAX_DISKS {
         let thing = format_args!("--disk given {} times", values.len()).to_string();
         return Err(Complaint::new(thing, "too many", format_args!("give at most {MAX_DISKS}")));
     }
     let mut disks: Vec<DiskFile> = Vec::new();
     for (number, value) in values.iter().enumerate() {
-        let wish = parse(value)?;
+        let (path, options) = value.split_once(',').unwrap_or((value, ""));
+        let (placement, options) = Placement::take(options, "--disk", units)?;
+        let wish = parse(path, &options.join(","))?;
         let id = wish.id.clone().unwrap_or_else(|| format!("disk{number}"));
         if disks.iter().any(|disk| disk.id == id) {
             let reason = format_args!("another disk has the id {id}").to_string();
             return Err(Complaint::new(format_args!("--disk {value}"), reason, "give each its own id=NAME"));
         }
-        disks.push(open(&wish, id)?);
+        disks.push(DiskFile { placement, ..open(&wish, id)? });
     }
     Ok(disks)
 }
 
-/// `PATH[,readonly][,id=NAME]`. **Pure.**
-fn parse(value: &str) -> Result<Wish, Complaint> {
+/// `PATH[,readonly][,id=NAME]`, the path and the rest. **Pure.**
+fn parse(path: &str, options: &str) -> Result<Wish, Complaint> {
     let complaint = |reason: &str, remedy: &str| {
-        Complaint::new(format_args!("--disk {value}"), reason, format_args!("give {remedy}"))
+        Complaint::new(format_args!("--disk {path},{options}"), reason, format_args!("give {remedy}"))
     };
-    let (path, options) = value.split_once(',').unwrap_or((value, ""));
     if path.is_empty() {
         return Err(complaint("no path", "PATH[,readonly][,id=NAME]"));
     }
@@ -72,7 +75,10 @@ fn parse(value: &str) -> Result<Wish, Complaint> {
             }
             _ => {
                 let reason = format!("unknown option '{option}'");
-                return Err(complaint(&reason, "readonly or id=NAME, and a path without a comma"));
+                return Err(complaint(
+                    &reason,
+                    "readonly, id=NAME, iommu=ID, rmrr-mib=N or satc=on, and a path without a comma",
+                ));
             }
         }
     }
@@ -125,12 +131,17 @@ fn open(wish: &Wish, id: String) -> Result<DiskFile, Complaint> {
             "a file of whole sectors; `truncate -s %512 PATH` fills up the last one",
         ));
     }
-    Ok(DiskFile { file, len, read_only: wish.read_only, id })
+    Ok(DiskFile { file, len, read_only: wish.read_only, id, placement: Placement::default() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse_value(value: &str) -> Result<Wish, Complaint> {
+        let (path, options) = value.split_once(',').unwrap_or((value, ""));
+        parse(path, options)
+    }
 
     #[test]
     fn values_are_taken_apart() {
@@ -152,7 +163,7 @@ mod tests {
             ("a,id=123456789012345678901", Err("1 to 20")),
             ("a,id=\u{e9}", Err("ASCII")),
         ] {
-            match (parse(value).map_err(|complaint| complaint.to_string()), expected) {
+            match (parse_value(value).map_err(|complaint| complaint.to_string()), expected) {
                 (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{value}"),
                 (Err(found), Err(expected)) => assert!(found.contains(expected), "{value}: {found}"),
                 (found, expected) => panic!("{value}: {found:?} instead of {expected:?}"),
@@ -189,7 +200,7 @@ mod tests {
         ];
         for (name, values, expected) in rows {
             let values: Vec<String> = values.into_iter().map(str::to_owned).collect();
-            let opened = open_all(&values).map_err(|complaint| complaint.to_string());
+            let opened = open_all(&values, &[]).map_err(|complaint| complaint.to_string());
             match (opened, expected) {
                 (Ok(disks), None) => {
                     assert_eq!((disks[0].len, disks[0].id.as_str()), (1024, "disk0"), "{name}")
@@ -201,7 +212,7 @@ mod tests {
             }
         }
         let same = [format!("{good},id=x"), format!("{shared},id=x")];
-        let complaint = open_all(&same).expect_err("one id").to_string();
+        let complaint = open_all(&same, &[]).expect_err("one id").to_string();
         assert!(complaint.contains("another disk has the id x"), "{complaint}");
     }
 }
