@@ -4,7 +4,7 @@ use iommu_core::{Iova, Session};
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryBackend;
 
-use super::ring::Mistake;
+use super::stop::Mistake;
 
 /// Most buffers of a chain. A driver may make none that is longer than its queue (§2.7.5.3.1), but some that shrink
 /// their queue do.

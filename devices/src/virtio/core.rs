@@ -11,14 +11,11 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::common::Setup;
 use super::spec::{IsrStatus, NO_VECTOR};
+use super::stop::Gone;
 use crate::pci::FunctionBase;
 
 /// The permission to touch memory or to interrupt. Never held while waiting.
 pub type Gate<'a> = MutexGuard<'a, ()>;
-
-/// The device was reset, or goes away: what was to be done is not wanted any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone;
 
 /// What the worker is to do.
 pub struct Work {
