@@ -42,14 +42,14 @@ pub fn build_with_shell(cache: &Cache) -> Result<PathBuf> {
 }
 
 fn programs_of_guest() -> Result<Archive> {
-    let init = programs::binary("guest", "guest-init")?;
-    let selftest = programs::binary("guest", "svm-selftest")?;
     let mut archive = Archive::new();
     for folder in ["proc", "sys", "tmp", "run"] {
         archive.folder(folder);
     }
-    archive.host_file("/init", &init)?;
-    archive.host_file("/bin/svm-selftest", &selftest)?;
+    archive.host_file("/init", &programs::binary("guest", "guest-init")?)?;
+    for name in ["svm-selftest", "iommufd-test"] {
+        archive.host_file(&format!("/bin/{name}"), &programs::binary("guest", name)?)?;
+    }
     Ok(archive)
 }
 
