@@ -2,11 +2,17 @@
 //!
 //! A [`Profile`] says what is wanted; [`Capability::new`] checks the mix and yields the registers. Everything
 //! else in this crate asks the [`Capability`].
+//!
+//! Never offered: protected memory regions, enhanced commands and performance monitoring, virtual commands, memory
+//! types, host permission tables, PASIDs in translated requests, I/O permissions in second stages, resource
+//! director, and the two bits that take compatibility-format interrupts away (EIMER, IRREQ), which break early boot.
 
 use arbitrary_int::traits::Integer;
 use arbitrary_int::{u3, u4, u5, u6, u10};
 use iommu_core::{Capabilities, DomainId};
 
+use crate::profile::check;
+pub use crate::profile::{LargestPage, Profile, ProfileError};
 use crate::spec::registers::{Cap, Ecap};
 
 /// Offset of the IVA and IOTLB registers (ECAP.IRO * 16): between the page request and the MTRR registers.
@@ -17,70 +23,6 @@ pub const FAULT_RECORD_OFFSET: u16 = 0x220;
 pub const FAULT_RECORDS: u16 = 8;
 /// The architecture version, major in bits 7:4. 5: register-based invalidation works, drains are implied.
 pub const VERSION: u8 = 0x50;
-
-/// What a unit is to offer. Start from a preset and change fields.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Profile {
-    /// Physical address width of the guest's CPUs in bits.
-    pub host_address_width: u32,
-    /// First stage with five levels; wanted if guest CPUs have it.
-    pub five_level: bool,
-    /// First stage with 1 GiB pages; wanted if guest CPUs have them.
-    pub one_gib_pages: bool,
-    /// Width of PASIDs in bits, 1 to 20; 0: requests with PASID are refused.
-    pub pasid_bits: u32,
-    /// Device-TLBs (ATS).
-    pub device_tlb: bool,
-    /// Page requests (PRI). Needs `device_tlb`.
-    pub page_requests: bool,
-    /// Supervisor requests with PASID. Needs PASIDs.
-    pub supervisor: bool,
-    /// Maintenance of the extended-accessed bit.
-    pub extended_accessed: bool,
-}
-
-impl Profile {
-    /// Shared virtual memory for emulated endpoints: scalable mode with a first stage only, 20-bit PASIDs,
-    /// device-TLBs and page requests.
-    #[must_use]
-    pub const fn svm(host_address_width: u32) -> Self {
-        Self {
-            host_address_width,
-            five_level: false,
-            one_gib_pages: true,
-            pasid_bits: 20,
-            device_tlb: true,
-            page_requests: true,
-            supervisor: true,
-            extended_accessed: true,
-        }
-    }
-}
-
-/// A profile that no hardware could have.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum CapabilityError {
-    /// A feature without one that it builds on.
-    #[error("{feature} needs {needs}")]
-    Missing {
-        /// What was asked for.
-        feature: &'static str,
-        /// What it needs.
-        needs: &'static str,
-    },
-    /// A width that cannot be.
-    #[error("{what} of {bits} bits is outside {min} to {max}")]
-    Width {
-        /// Which width.
-        what: &'static str,
-        /// As asked for.
-        bits: u32,
-        /// Smallest, inclusive.
-        min: u32,
-        /// Largest, inclusive.
-        max: u32,
-    },
-}
 
 /// A checked profile as the guest sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,8 +36,8 @@ impl Capability {
     /// Checks `profile` and lays out the registers.
     ///
     /// # Errors
-    /// Widths out of range, or features without what they depend on.
-    pub fn new(profile: &Profile) -> Result<Self, CapabilityError> {
+    /// Values out of range, or features without what they need.
+    pub fn new(profile: &Profile) -> Result<Self, ProfileError> {
         check(profile)?;
         Ok(Self {
             host_address_width: profile.host_address_width,
@@ -140,10 +82,38 @@ impl Capability {
         u32::from(self.cap.mgaw().value()) + 1
     }
 
-    /// Widest supported first-stage input in bits: 48 or 57.
+    /// Widest supported first-stage input in bits: 48, 57, or 0 without a first stage.
     #[must_use]
     pub const fn first_stage_bits(&self) -> u32 {
-        if self.cap.fs5lp() { 57 } else { 48 }
+        match (self.ecap.fsts(), self.cap.fs5lp()) {
+            (false, _) => 0,
+            (true, false) => 48,
+            (true, true) => 57,
+        }
+    }
+
+    /// Widths that second stages may have, one bit each: 1 for 39 bits (3 levels), 2 for 48, 3 for 57 (SAGAW).
+    #[must_use]
+    pub fn second_stage_widths(&self) -> u8 {
+        self.cap.sagaw().value()
+    }
+
+    /// Widest second stage in scalable mode, or in legacy mode if there is no other; 0: there is none.
+    #[must_use]
+    pub fn second_stage_bits(&self) -> u32 {
+        if self.ecap.smts() && !self.ecap.ssts() {
+            return 0;
+        }
+        let widths = [(0b1000, 57), (0b0100, 48), (0b0010, 39)];
+        widths.into_iter().find(|(bit, _)| self.second_stage_widths() & bit != 0).map_or(0, |(_, bits)| bits)
+    }
+
+    /// Second-stage block sizes, as a mask of powers of two in bytes.
+    #[must_use]
+    pub fn second_stage_page_sizes(&self) -> u64 {
+        let large = self.cap.sslps().value();
+        let size = |bit: u8, size: u64| if large & bit != 0 { size } else { 0 };
+        1 << 12 | size(0b01, 1 << 21) | size(0b10, 1 << 30)
     }
 
     /// Five-level first stage.
@@ -239,106 +209,98 @@ impl Capability {
     /// The same in the words of all IOMMUs.
     #[must_use]
     pub fn neutral(&self) -> Capabilities {
+        let first = if self.ecap.fsts() { 1 << 12 | 1 << 21 } else { 0 };
         let gib = if self.fs1gp() { 1 << 30 } else { 0 };
+        let second_stage_bits = self.second_stage_bits();
         Capabilities {
             first_stage_bits: self.first_stage_bits(),
-            second_stage_bits: 0,
+            second_stage_bits,
             nested: self.ecap.nest(),
-            first_stage_page_sizes: 1 << 12 | 1 << 21 | gib,
-            second_stage_page_sizes: 0,
+            first_stage_page_sizes: first | gib,
+            second_stage_page_sizes: if second_stage_bits == 0 { 0 } else { self.second_stage_page_sizes() },
             pasid_bits: self.pasid_bits(),
             device_tlb: self.dt(),
             page_requests: self.prs(),
             supervisor: self.srs(),
             dirty_tracking: self.ecap.ssads(),
-            coherent_walk: self.smpwc(),
+            coherent_walk: if self.ecap.smts() { self.smpwc() } else { self.ecap.c() },
         }
     }
-}
-
-fn check(profile: &Profile) -> Result<(), CapabilityError> {
-    let widths = [
-        ("host address width", profile.host_address_width, 36, 52),
-        ("PASID width", profile.pasid_bits, 0, 20),
-    ];
-    for (what, bits, min, max) in widths {
-        if !(min..=max).contains(&bits) {
-            return Err(CapabilityError::Width { what, bits, min, max });
-        }
-    }
-    let dependencies = [
-        ("page requests", profile.page_requests, "device-TLBs", profile.device_tlb),
-        ("supervisor requests", profile.supervisor, "PASIDs", profile.pasid_bits > 0),
-    ];
-    for (feature, wanted, needs, present) in dependencies {
-        if wanted && !present {
-            return Err(CapabilityError::Missing { feature, needs });
-        }
-    }
-    Ok(())
 }
 
 /// CAP. MGAW is never below the physical width, so that pass-through reaches all of memory; 57 bits are
 /// offered in MGAW and SAGAW together or not at all, because Linux takes its table depth from both.
 fn cap_register(profile: &Profile) -> Cap {
-    let (guest_bits, widths) =
-        if profile.five_level { (57, 0b1100) } else { (profile.host_address_width.max(48), 0b0100) };
+    let bits = profile.address_width.max(profile.host_address_width);
     Cap::builder()
-        .with_esrtps(true)
-        .with_esirtps(false)
+        .with_esrtps(profile.root_invalidates)
+        .with_esirtps(profile.interrupt_table_invalidates)
         .with_ecmds(false)
         .with_fs5lp(profile.five_level)
-        .with_pi(false)
+        .with_pi(profile.posted_interrupts)
         .with_fs1gp(profile.one_gib_pages)
-        .with_drd(true)
-        .with_dwd(true)
-        .with_mamv(u6::new(18))
+        .with_drd(profile.dma_drain)
+        .with_dwd(profile.dma_drain)
+        .with_mamv(u6::masked_new(profile.max_address_mask))
         .with_nfr(u8::try_from(FAULT_RECORDS - 1).unwrap_or(u8::MAX))
-        .with_psi(true)
-        .with_sslps(u4::new(0))
+        .with_psi(profile.page_selective)
+        .with_sslps(u4::new(match profile.second_stage_pages {
+            LargestPage::FourKib => 0b00,
+            LargestPage::TwoMib => 0b01,
+            LargestPage::OneGib => 0b11,
+        }))
         .with_fro(u10::new(FAULT_RECORD_OFFSET / 16))
-        .with_zlr(true)
-        .with_mgaw(u6::masked_new(guest_bits - 1))
-        .with_sagaw(u5::new(widths))
-        .with_cm(false)
+        .with_zlr(profile.zero_length_read)
+        .with_mgaw(u6::masked_new(bits - 1))
+        .with_sagaw(widths(profile))
+        .with_cm(profile.caching_mode)
         .with_phmr(false)
         .with_plmr(false)
-        .with_rwbf(false)
-        .with_nd(u3::new(6))
+        .with_rwbf(profile.write_buffer_flush)
+        .with_nd(u3::masked_new((profile.domain_id_bits - 4) / 2))
         .build()
 }
 
-/// ECAP. No second stage, nesting or interrupt remapping.
+/// SAGAW: all widths of second stages; of a unit for the first stage only, those that it has.
+fn widths(profile: &Profile) -> u5 {
+    let first_only = profile.first_stage && !profile.second_stage;
+    let offered = |bits: u32| bits <= profile.address_width && !(first_only && bits < 48);
+    let bit = |bits: u32, position: u8| if offered(bits) { 1 << position } else { 0 };
+    u5::new(bit(39, 1) | bit(48, 2) | bit(57, 3))
+}
+
+/// ECAP.
 fn ecap_register(profile: &Profile) -> Ecap {
-    let pasid = profile.pasid_bits > 0;
+    let handles = if profile.interrupt_remapping { profile.max_handle_mask } else { 0 };
     Ecap::builder()
-        .with_sms(profile.page_requests)
-        .with_rprivs(false)
-        .with_adms(false)
-        .with_rps(true)
-        .with_smpwcs(true)
-        .with_fsts(true)
-        .with_ssts(false)
-        .with_ssads(false)
-        .with_smts(true)
-        .with_pds(profile.device_tlb)
-        .with_dit(profile.device_tlb)
-        .with_pasid(pasid)
+        .with_sms(profile.stop_marker)
+        .with_ptrs(false)
+        .with_rprivs(profile.rid_priv)
+        .with_adms(profile.abort_dma)
+        .with_rps(profile.rid_pasid)
+        .with_smpwcs(profile.coherent_walks)
+        .with_fsts(profile.first_stage)
+        .with_ssts(profile.second_stage)
+        .with_ssads(profile.second_stage_dirty)
+        .with_smts(profile.scalable_mode)
+        .with_pds(profile.page_drain)
+        .with_dit(profile.device_tlb_throttle)
+        .with_pasid(profile.pasid_bits > 0)
         .with_pss(u5::masked_new(profile.pasid_bits.saturating_sub(1)))
         .with_eafs(profile.extended_accessed)
-        .with_nwfs(profile.device_tlb)
+        .with_nwfs(profile.no_write_flag)
         .with_srs(profile.supervisor)
         .with_prs(profile.page_requests)
-        .with_nest(false)
-        .with_mhmv(u4::new(0))
+        .with_nest(profile.nested)
+        .with_mhmv(u4::masked_new(handles))
         .with_iro(u10::new(IOTLB_OFFSET / 16))
-        .with_sc(true)
-        .with_pt(true)
-        .with_eim(false)
-        .with_ir(false)
+        .with_sc(profile.snoop_control)
+        .with_pt(profile.pass_through)
+        .with_eim(profile.extended_interrupts)
+        .with_ir(profile.interrupt_remapping)
         .with_dt(profile.device_tlb)
-        .with_qi(true)
-        .with_c(true)
+        .with_qi(profile.queued_invalidation)
+        .with_c(profile.coherent_tables)
         .build()
 }
 
@@ -350,11 +312,17 @@ mod tests {
     #[test]
     fn registers_are_laid_out_as_the_manual_says() {
         type Row = (&'static str, fn(&mut Profile), u64, u64);
-        let rows: [Row; 4] = [
+        let rows: [Row; 5] = [
+            ("legacy", |p| *p = Profile::legacy(46), 0x80d2_078c_226f_0606, 0x0000_0202_0000_0fc7),
             ("preset", |_| (), 0x81d2_0780_226f_0406, 0x0403_8f9e_a000_0fc7),
-            ("57 bits", |p| p.five_level = true, 0x91d2_0780_2278_0c06, 0x0403_8f9e_a000_0fc7),
+            ("57 bits", |p| *p = p.with_address_width(57), 0x91d2_0780_2278_0c06, 0x0403_8f9e_a000_0fc7),
             ("no 1 GiB", |p| p.one_gib_pages = false, 0x80d2_0780_226f_0406, 0x0403_8f9e_a000_0fc7),
-            ("no PRI", |p| p.page_requests = false, 0x81d2_0780_226f_0406, 0x0003_8f9e_8000_0fc7),
+            (
+                "no PRI",
+                |p| (p.page_requests, p.stop_marker) = (false, false),
+                0x81d2_0780_226f_0406,
+                0x0003_8f9e_8000_0fc7,
+            ),
         ];
         for (name, change, cap, ecap) in rows {
             let mut profile = Profile::svm(46);
@@ -366,40 +334,21 @@ mod tests {
     }
 
     #[test]
-    fn impossible_mixes_name_what_is_missing() {
-        type Row = (fn(&mut Profile), &'static str);
-        let rows: [Row; 5] = [
-            (|p| p.device_tlb = false, "page requests needs device-TLBs"),
-            (|p| p.pasid_bits = 0, "supervisor requests needs PASIDs"),
-            (|p| p.pasid_bits = 21, "PASID width of 21 bits is outside 0 to 20"),
-            (|p| p.host_address_width = 35, "host address width of 35 bits is outside 36 to 52"),
-            (|p| p.host_address_width = 64, "host address width of 64 bits is outside 36 to 52"),
-        ];
-        for (change, expected) in rows {
-            let mut profile = Profile::svm(46);
-            change(&mut profile);
-            assert_eq!(Capability::new(&profile).unwrap_err().to_string(), expected);
-        }
-    }
-
-    #[test]
     fn neutral_capabilities_follow_the_profile() {
-        let all = Capability::new(&Profile { five_level: true, ..Profile::svm(52) }).unwrap();
-        let neutral = all.neutral();
-        assert_eq!((neutral.first_stage_bits, neutral.pasid_bits), (57, 20));
-        assert_eq!(neutral.first_stage_page_sizes, 0x4020_1000);
-        assert!(neutral.page_requests && neutral.coherent_walk && !neutral.nested);
-        let few = Profile {
-            one_gib_pages: false,
-            pasid_bits: 0,
-            supervisor: false,
-            page_requests: false,
-            device_tlb: false,
-            ..Profile::svm(52)
-        };
+        let neutral = |profile: Profile| Capability::new(&profile).unwrap().neutral();
+        let svm = neutral(Profile::svm(52).with_address_width(57));
+        assert_eq!((svm.first_stage_bits, svm.second_stage_bits, svm.pasid_bits), (57, 0, 20));
+        assert_eq!((svm.first_stage_page_sizes, svm.second_stage_page_sizes), (0x4020_1000, 0));
+        assert!(svm.page_requests && svm.coherent_walk && !svm.nested);
+        let legacy = neutral(Profile::legacy(46).with_address_width(39));
+        assert_eq!((legacy.first_stage_bits, legacy.second_stage_bits, legacy.pasid_bits), (0, 39, 0));
+        assert_eq!((legacy.first_stage_page_sizes, legacy.second_stage_page_sizes), (0, 0x4020_1000));
+        assert!(legacy.coherent_walk && !legacy.page_requests);
+        let few =
+            Profile { one_gib_pages: false, pasid_bits: 0, device_tlb: false, ..Profile::svm(52) }.settled();
         let few = Capability::new(&few).unwrap();
         assert_eq!((few.neutral().pasid_bits, few.neutral().first_stage_page_sizes), (0, 0x20_1000));
-        assert!(!few.neutral().device_tlb && !few.ecap().pds() && !few.ecap().dit());
+        assert!(!few.neutral().device_tlb && !few.prs() && !few.ecap().pds() && !few.ecap().dit());
         assert_eq!(few.guest_address_width(), 52, "MGAW covers the physical width");
     }
 }

@@ -3,13 +3,13 @@
 //! Works on the register file alone. There is no compression: with eight registers and a guest that drains
 //! them, a record per fault tells more.
 
-use arbitrary_int::{u2, u20, u52};
+use arbitrary_int::{u2, u4, u20, u52};
 use iommu_core::{Access, AddressType, Fault, Msi};
 
 use crate::capability::{Capability, FAULT_RECORDS};
 use crate::event;
 use crate::regs::{FSTS, IQERCD, RegisterFile, fault_record};
-use crate::spec::registers::{FaultRecordHigh, FaultRecordLow, FaultStatus, QueueErrorRecord};
+use crate::spec::registers::{FaultRecordHigh, FaultRecordLow, FaultStatus};
 
 /// What a fault record says of the request that a fault does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Origin {
     Request,
     /// A page request.
     PageRequest,
+    /// An interrupt, with the index that its record names.
+    Interrupt(u16),
 }
 
 /// Which fault recording register comes next.
@@ -70,6 +72,7 @@ fn layout(capability: &Capability, origin: Origin, fault: &Fault) -> (FaultRecor
     };
     let address_type = if capability.dt() { address_type } else { 0 };
     let (t1, t2) = match (origin, request.access) {
+        (Origin::Interrupt(_), _) => (false, false),
         (Origin::PageRequest, _) => (false, true),
         (Origin::Request, _) if reads => (true, false),
         (Origin::Request, Access::Read | Access::ZeroLengthRead) => (true, false),
@@ -77,7 +80,11 @@ fn layout(capability: &Capability, origin: Origin, fault: &Fault) -> (FaultRecor
         (Origin::Request, Access::Atomic) => (true, true),
     };
     let present = request.pasid.is_some();
-    let low = FaultRecordLow::DEFAULT.with_fi(u52::new((request.address.0 & address_mask) >> 12));
+    let information = match origin {
+        Origin::Interrupt(index) => u64::from(index) << 48,
+        Origin::Request | Origin::PageRequest => request.address.0 & address_mask,
+    };
+    let low = FaultRecordLow::DEFAULT.with_fi(u52::new(information >> 12));
     let high = FaultRecordHigh::builder()
         .with_f(true)
         .with_t1(t1)
@@ -107,13 +114,15 @@ pub fn settle(file: &mut RegisterFile) -> Option<Msi> {
     let any = (0..FAULT_RECORDS).any(|index| file.get(fault_record(index).1).f());
     let status = file.get(FSTS).with_ppf(any);
     file.set(FSTS, status);
+    // Each code of IQERCD is valid while its status bit is set.
+    let mut record = file.get(IQERCD);
     if !status.iqe() {
-        let record = file.get(IQERCD);
-        file.set(
-            IQERCD,
-            QueueErrorRecord::new_with_raw_value(record.raw_value()).with_iqei(arbitrary_int::u4::new(0)),
-        );
+        record = record.with_iqei(u4::new(0));
     }
+    if !status.ite() {
+        record = record.with_itesid(0);
+    }
+    file.set(IQERCD, record);
     event::FAULT.settle(file, pending(status))
 }
 

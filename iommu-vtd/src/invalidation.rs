@@ -3,13 +3,15 @@
 //! The ring they come from is [`crate::queue`]; what they do is in [`crate::unit`].
 
 use arbitrary_int::traits::Integer;
+use arbitrary_int::u2;
 use iommu_core::{
-    DeviceTlbInvalidation, Gpa, GroupIndex, Invalidation, IovaRange, PageResponse, Pasid, ResponseCode,
-    Scope, SourceId, VendorData,
+    DeviceTlbInvalidation, DomainId, Gpa, GroupIndex, Invalidation, IovaRange, PageResponse, Pasid,
+    ResponseCode, Scope, SourceId, VendorData,
 };
 
 use crate::capability::Capability;
 use crate::spec::bits;
+use crate::spec::interrupt::InterruptEntryCache;
 use crate::spec::invalidation::{
     ContextCache, DescriptorType, DeviceTlb, DeviceTlbAddress, Header, Iotlb, IotlbAddress,
     PageGroupResponse, PageGroupResponseIndex, PasidCache, PasidDeviceTlb, PasidDeviceTlbAddress, PasidIotlb,
@@ -48,39 +50,100 @@ pub struct WaitAction {
     pub drain: bool,
 }
 
-/// What a context-cache or PASID-cache invalidation is about. This model caches no such entries: it is what a
-/// host behind the unit wants to know.
+/// What a context-cache invalidation hits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TableScope {
+pub enum ContextScope {
     /// Every entry.
     All,
+    /// Entries of a domain. Only legacy context entries have one.
+    Domain(DomainId),
     /// Functions whose source-id, with the bits of `mask` ignored, is `source`.
     Source {
-        /// Source-id.
+        /// Source-id; bits of `mask` are 0.
         source: SourceId,
         /// Bits not compared.
         mask: u16,
     },
-    /// PASID entries of a domain.
-    Domain(iommu_core::DomainId),
-    /// The entry of a PASID in a domain.
+}
+
+impl ContextScope {
+    /// Whether the cached entry of `source` must go. `domain` is that of a legacy entry.
+    #[must_use]
+    pub fn hits(&self, source: SourceId, domain: Option<DomainId>) -> bool {
+        match *self {
+            Self::All => true,
+            Self::Domain(hit) => domain == Some(hit),
+            Self::Source { source: hit, mask } => source.0 & !mask == hit.0,
+        }
+    }
+}
+
+/// What a PASID-cache invalidation hits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PasidScope {
+    /// Every entry.
+    All,
+    /// Entries of a domain.
+    Domain(DomainId),
+    /// The entries of a PASID in a domain, whichever functions they were read for.
     Pasid {
         /// Domain.
-        domain: iommu_core::DomainId,
+        domain: DomainId,
         /// PASID.
         pasid: Pasid,
     },
 }
 
+impl PasidScope {
+    /// Whether a cached entry must go.
+    #[must_use]
+    pub fn hits(&self, domain: DomainId, pasid: Pasid) -> bool {
+        match *self {
+            Self::All => true,
+            Self::Domain(hit) => domain == hit,
+            Self::Pasid { domain: hit_domain, pasid: hit } => domain == hit_domain && pasid == hit,
+        }
+    }
+}
+
+/// Which interrupt-remapping table entries an invalidation of the interrupt entry cache is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InterruptScope {
+    /// All.
+    All,
+    /// A naturally aligned block: the indexes that equal `first` but for the bits of `mask`.
+    Block {
+        /// Lowest index.
+        first: u16,
+        /// Bits not compared.
+        mask: u16,
+    },
+}
+
+impl InterruptScope {
+    /// Whether the entry at `index` is meant.
+    #[must_use]
+    pub const fn hits(self, index: u16) -> bool {
+        match self {
+            Self::All => true,
+            Self::Block { first, mask } => index & !mask == first,
+        }
+    }
+}
+
 /// A descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Descriptor {
-    /// Entries of root, context or PASID tables changed.
-    Tables(TableScope),
+    /// Context entries changed, or root entries.
+    ContextCache(ContextScope),
+    /// PASID entries changed, or directory entries.
+    PasidCache(PasidScope),
     /// Translations changed.
     Translations(Invalidation),
     /// What a function caches is to go.
     DeviceTlb(DeviceTlbInvalidation),
+    /// Interrupt-remapping table entries changed.
+    InterruptEntries(InterruptScope),
     /// The answer to a page request group.
     Response(PageResponse),
     /// Tell the guest that all before is done.
@@ -129,7 +192,9 @@ pub fn decode(words: &[u64; 4], mode: QueueMode, capability: &Capability) -> Res
     }
     let [low, high, ..] = *words;
     match kind {
-        DescriptorType::ContextCache => context_cache(ContextCache::new_with_raw_value(low)),
+        DescriptorType::ContextCache => {
+            context_cache(ContextCache::new_with_raw_value(low), mode.tables, capability)
+        }
         DescriptorType::Iotlb => iotlb(Iotlb::new_with_raw_value(low), high, capability),
         DescriptorType::DeviceTlb => device_tlb(DeviceTlb::new_with_raw_value(low), high, capability),
         DescriptorType::Wait => wait(Wait::new_with_raw_value(low), high, capability),
@@ -141,7 +206,10 @@ pub fn decode(words: &[u64; 4], mode: QueueMode, capability: &Capability) -> Res
         DescriptorType::PageGroupResponse => {
             Ok(Descriptor::Response(response(PageGroupResponse::new_with_raw_value(low), high)))
         }
-        DescriptorType::InterruptEntryCache | DescriptorType::HptCache => Err(QueueError::Type),
+        DescriptorType::InterruptEntryCache => {
+            interrupt_entry_cache(InterruptEntryCache::new_with_raw_value(low), capability)
+        }
+        DescriptorType::HptCache => Err(QueueError::Type),
     }
 }
 
@@ -171,28 +239,55 @@ fn kind(low: u64, mode: QueueMode, capability: &Capability) -> Result<Descriptor
     if offered { Ok(kind) } else { Err(QueueError::Type) }
 }
 
-fn context_cache(raw: ContextCache) -> Result<Descriptor, QueueError> {
-    // In scalable mode domain-selective means global; in legacy mode global is more than was asked for.
+fn context_cache(
+    raw: ContextCache,
+    tables: TranslationTableMode,
+    capability: &Capability,
+) -> Result<Descriptor, QueueError> {
+    let legacy = tables == TranslationTableMode::Legacy;
     let scope = match raw.g().value() {
-        1 | 2 => TableScope::All,
-        3 => {
-            let mask = [0b000, 0b100, 0b110, 0b111][usize::from(raw.fm().value())];
-            TableScope::Source { source: SourceId(raw.sid() & !mask), mask }
-        }
+        1 => ContextScope::All,
+        2 if legacy => ContextScope::Domain(capability.domain_id(raw.did())),
+        // Scalable-mode context entries have no domain-id: domain-selective means global.
+        2 => ContextScope::All,
+        3 => functions(raw.sid(), raw.fm()),
         _ => return Err(QueueError::Reserved),
     };
-    Ok(Descriptor::Tables(scope))
+    Ok(Descriptor::ContextCache(scope))
+}
+
+/// A source-id with a function mask: 1, 2, 4 or 8 functions. The domain-id that comes with it hits no more and
+/// no less: an entry goes by its source-id alone.
+pub(crate) fn functions(source: u16, mask: u2) -> ContextScope {
+    let mask = [0b000, 0b100, 0b110, 0b111][usize::from(mask.value())];
+    ContextScope::Source { source: SourceId(source & !mask), mask }
+}
+
+/// A mask beyond MHMV has no error of its own in the manual; it is a field with a reserved value.
+fn interrupt_entry_cache(
+    raw: InterruptEntryCache,
+    capability: &Capability,
+) -> Result<Descriptor, QueueError> {
+    if !raw.selective() {
+        return Ok(Descriptor::InterruptEntries(InterruptScope::All));
+    }
+    if raw.im().value() > capability.ecap().mhmv().value() {
+        return Err(QueueError::Reserved);
+    }
+    let mask = ((1u32 << raw.im().value()) - 1).to_le_bytes();
+    let mask = u16::from_le_bytes([mask[0], mask[1]]);
+    Ok(Descriptor::InterruptEntries(InterruptScope::Block { first: raw.iidx() & !mask, mask }))
 }
 
 fn pasid_cache(raw: PasidCache, capability: &Capability) -> Result<Descriptor, QueueError> {
     let domain = capability.domain_id(raw.did());
     let scope = match raw.g().value() {
-        0 => TableScope::Domain(domain),
-        1 => TableScope::Pasid { domain, pasid: pasid_of(raw.pasid()) },
-        3 => TableScope::All,
+        0 => PasidScope::Domain(domain),
+        1 => PasidScope::Pasid { domain, pasid: pasid_of(raw.pasid()) },
+        3 => PasidScope::All,
         _ => return Err(QueueError::Reserved),
     };
-    Ok(Descriptor::Tables(scope))
+    Ok(Descriptor::PasidCache(scope))
 }
 
 fn iotlb(raw: Iotlb, high: u64, capability: &Capability) -> Result<Descriptor, QueueError> {
@@ -202,13 +297,17 @@ fn iotlb(raw: Iotlb, high: u64, capability: &Capability) -> Result<Descriptor, Q
         1 => Scope::All,
         2 => Scope::Domain(domain),
         3 if capability.cap().psi() && pages.am() <= capability.cap().mamv() => {
-            let address = pages.addr().value() << 12;
-            let address = address & (u64::MAX >> (64 - capability.guest_address_width()));
-            Scope::DomainRange { domain, range: IovaRange::aligned(address, 12 + pages.am().as_u32()) }
+            Scope::DomainRange { domain, range: second_stage_range(pages, capability) }
         }
         _ => return Err(QueueError::Reserved),
     };
     Ok(translations(scope, pages))
+}
+
+/// Bits above MGAW are not looked at.
+pub(crate) fn second_stage_range(pages: IotlbAddress, capability: &Capability) -> IovaRange {
+    let address = (pages.addr().value() << 12) & (u64::MAX >> (64 - capability.guest_address_width()));
+    IovaRange::aligned(address, 12 + pages.am().as_u32())
 }
 
 /// The address is as the device used it, so it may be of the upper half, and no MAMV bounds the mask.
@@ -228,12 +327,13 @@ fn pasid_iotlb(raw: PasidIotlb, high: u64, capability: &Capability) -> Result<De
 }
 
 fn translations(scope: Scope, pages: IotlbAddress) -> Descriptor {
+    Descriptor::Translations(invalidation(scope, pages))
+}
+
+/// The hint speaks of a range; without one it means nothing.
+pub(crate) fn invalidation(scope: Scope, pages: IotlbAddress) -> Invalidation {
     let ranged = matches!(scope, Scope::DomainRange { .. } | Scope::PasidRange { .. });
-    Descriptor::Translations(Invalidation {
-        scope,
-        leaf_only: ranged && pages.ih(),
-        vendor: VendorData::NONE,
-    })
+    Invalidation { scope, leaf_only: ranged && pages.ih(), vendor: VendorData::NONE }
 }
 
 fn device_tlb(raw: DeviceTlb, high: u64, capability: &Capability) -> Result<Descriptor, QueueError> {

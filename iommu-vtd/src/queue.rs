@@ -3,16 +3,14 @@
 //! [`fetch`] takes one descriptor out; who calls it, how often, and what then happens is [`crate::unit`]'s.
 
 use arbitrary_int::traits::Integer;
-use iommu_core::{Gpa, Msi};
+use iommu_core::{Gpa, Msi, SourceId};
 
 use crate::capability::Capability;
 use crate::fault;
 use crate::invalidation::{Descriptor, QueueError, QueueMode, decode};
 use crate::memory::TableMemory;
 use crate::regs::{FSTS, IQERCD, IQH, IQT, RegisterFile};
-use crate::spec::registers::{
-    FaultStatus, QueueAddress, QueueErrorRecord, QueueOffset, TranslationTableMode,
-};
+use crate::spec::registers::{FaultStatus, QueueAddress, QueueOffset, TranslationTableMode};
 
 /// A ring, as latched when the queue was enabled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +58,15 @@ pub fn may_fetch(file: &RegisterFile) -> bool {
     !status.iqe() && !status.ite() && file.get(IQH) != file.get(IQT)
 }
 
+/// A descriptor that was taken out of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetched {
+    /// What it says.
+    pub descriptor: Descriptor,
+    /// Where it was: the head before.
+    head: QueueOffset,
+}
+
 /// The next descriptor, with the head moved past it; `None` if the queue is empty or has stopped.
 ///
 /// # Errors
@@ -70,11 +77,12 @@ pub fn fetch(
     tables: TranslationTableMode,
     memory: &impl TableMemory,
     capability: &Capability,
-) -> Result<Option<Descriptor>, QueueError> {
+) -> Result<Option<Fetched>, QueueError> {
     if !may_fetch(file) {
         return Ok(None);
     }
-    let head = file.get(IQH).raw_value();
+    let at = file.get(IQH);
+    let head = at.raw_value();
     let tail = file.get(IQT).raw_value();
     if tail >= ring.len_bytes {
         return Err(QueueError::TailOutOfRange);
@@ -86,13 +94,28 @@ pub fn fetch(
     let descriptor = decode(&words, QueueMode { wide: ring.wide, tables }, capability)?;
     let next = (head + ring.descriptor_bytes()) % ring.len_bytes;
     file.set(IQH, QueueOffset::new_with_raw_value(next));
-    Ok(Some(descriptor))
+    Ok(Some(Fetched { descriptor, head: at }))
 }
 
 /// Stops the queue until software clears FSTS.IQE. Yields the fault event's message, if one is due.
 #[must_use]
 pub fn stop(file: &mut RegisterFile, error: QueueError) -> Option<Msi> {
     log::debug!("invalidation queue stopped at {:#x}: {error:?}", file.get(IQH).raw_value());
-    file.set(IQERCD, QueueErrorRecord::DEFAULT.with_iqei(arbitrary_int::u4::new(error as u8)));
+    let record = file.get(IQERCD);
+    file.set(IQERCD, record.with_iqei(arbitrary_int::u4::new(error as u8)));
     fault::signal(file, FaultStatus::DEFAULT.with_iqe(true))
+}
+
+/// A function did not complete the invalidation that `fetched` asked for: stops the queue until software clears
+/// FSTS.ITE, and puts the head back. What follows, its wait among it, is not fetched; when software lets the queue
+/// go on, the function is asked again. Yields the fault event's message, if one is due.
+///
+/// Linux looks for waits to repeat only behind the head. There are none: those were done before this began.
+#[must_use]
+pub fn time_out(file: &mut RegisterFile, fetched: &Fetched, source: SourceId) -> Option<Msi> {
+    log::debug!("{source} did not complete a device-TLB invalidation");
+    file.set(IQH, fetched.head);
+    let record = file.get(IQERCD);
+    file.set(IQERCD, record.with_itesid(source.0));
+    fault::signal(file, FaultStatus::DEFAULT.with_ite(true))
 }

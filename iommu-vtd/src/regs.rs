@@ -8,6 +8,7 @@ use std::marker::PhantomData;
 
 use crate::capability::{Capability, FAULT_RECORD_OFFSET, FAULT_RECORDS, IOTLB_OFFSET};
 use crate::spec::bits;
+use crate::spec::interrupt::TableAddress;
 use crate::spec::registers::{
     Cap, CompletionStatus, ContextCommand, Ecap, EventControl, FaultRecordHigh, FaultRecordLow, FaultStatus,
     GlobalCommand, IotlbInvalidate, PageQueueAddress, PageQueueOffset, PageRequestStatus, QueueAddress,
@@ -43,7 +44,7 @@ macro_rules! layouts {
 layouts! {
     u32: GlobalCommand, FaultStatus, EventControl, CompletionStatus, PageRequestStatus;
     u64: Cap, Ecap, RootTableAddress, ContextCommand, IotlbInvalidate, QueueOffset, QueueAddress,
-        QueueErrorRecord, PageQueueOffset, PageQueueAddress, FaultRecordLow, FaultRecordHigh;
+        QueueErrorRecord, PageQueueOffset, PageQueueAddress, FaultRecordLow, FaultRecordHigh, TableAddress;
 }
 
 impl Layout for u32 {
@@ -129,6 +130,7 @@ macro_rules! table {
 
 const PAGES: u64 = bits(63, 12);
 const IM: u64 = bits(31, 31);
+const EIME: u64 = bits(11, 11);
 const COMMANDS: u64 = bits(31, 30) | bits(27, 23);
 
 // Reset values of VER, CAP and ECAP are filled in from the profile.
@@ -155,7 +157,8 @@ table! {
     IEADDR: u32,                    0x0a8, 0, bits(31, 2), 0, 0, Always;
     IEUADDR: u32,                   0x0ac, 0, bits(31, 0), 0, 0, Always;
     IQERCD: QueueErrorRecord,       0x0b0, 0, 0, 0, 0, Always;
-    IRTA: u64,                      0x0b8, 0, PAGES | bits(11, 11) | bits(3, 0), 0, 0, Remapping;
+    // EIME is reserved without ECAP.EIM; so it has no row of its own.
+    IRTA: TableAddress,             0x0b8, 0, PAGES | EIME | bits(3, 0), 0, 0, Remapping;
     PQH: PageQueueOffset,           0x0c0, 0, bits(18, 5), 0, 0, PageRequests;
     PQT: PageQueueOffset,           0x0c8, 0, bits(18, 5), 0, 0, PageRequests;
     PQA: PageQueueAddress,          0x0d0, 0, PAGES | bits(2, 0), 0, 0, PageRequests;
@@ -273,6 +276,11 @@ impl RegisterFile {
                 Present::PageRequests => self.capability.prs(),
             };
             if present {
+                let row = if row.offset == IRTA.offset && !self.capability.ecap().eim() {
+                    Row { rw: row.rw & !EIME, ..row }
+                } else {
+                    row
+                };
                 let shift = 8 * (row.offset % 8);
                 let word = &mut self.words[usize::from(row.offset / 8)];
                 word.value |= row.reset << shift;
@@ -413,12 +421,22 @@ mod tests {
 
     #[test]
     fn without_page_requests_their_registers_are_gone() {
-        let profile = Profile { page_requests: false, ..Profile::svm(46) };
+        let profile = Profile { page_requests: false, ..Profile::svm(46) }.settled();
         let mut file = RegisterFile::new(&Capability::new(&profile).unwrap());
         file.write(0x0c0, &[0xff; 0x30]);
         let mut data = [0; 0x30];
         file.read(0x0c0, &mut data);
         assert_eq!(data, [0; 0x30]);
+    }
+
+    #[test]
+    fn extended_mode_is_reserved_unless_it_is_offered() {
+        for (eim, expected) in [(false, 0xffff_ffff_ffff_f00f), (true, 0xffff_ffff_ffff_f80f)] {
+            let profile = Profile { interrupt_remapping: true, extended_interrupts: eim, ..Profile::svm(46) };
+            let mut file = RegisterFile::new(&Capability::new(&profile).unwrap());
+            file.write(0x0b8, &[0xff; 8]);
+            assert_eq!(read(&file, 0x0b8, 8), expected, "EIM={eim}");
+        }
     }
 
     #[test]

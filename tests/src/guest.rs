@@ -125,7 +125,8 @@ impl Guest {
     /// The arguments of svmm. Pure.
     #[must_use]
     pub fn arguments(&self, materials: &Materials) -> Vec<OsString> {
-        let mut line = String::from("console=ttyS0 panic=-1 quiet mitigations=off");
+        // An error of the kernel in the middle of a result line would break it; the log is printed at the end.
+        let mut line = String::from("console=ttyS0 panic=-1 loglevel=3 mitigations=off");
         for word in &self.words {
             line.push(' ');
             line.push_str(word);
@@ -303,7 +304,7 @@ mod tests {
             "--initrd",
             "/initrd",
             "--cmdline",
-            "console=ttyS0 panic=-1 quiet mitigations=off svmm.run=@exit:3 debug",
+            "console=ttyS0 panic=-1 loglevel=3 mitigations=off svmm.run=@exit:3 debug",
             "--cpus",
             "4",
             "--memory-mib",

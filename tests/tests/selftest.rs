@@ -41,7 +41,6 @@ fn passes(guest: &Guest) -> (Outcome, Tap) {
 
 /// What the stock driver says of itself, and the way of one page request.
 #[test]
-#[cfg(feature = "all-guests")]
 #[ignore = "needs a guest: run cargo lab test"]
 fn two_cpus() {
     let (outcome, tap) = passes(&Guest::new().cpus(2));
@@ -62,7 +61,6 @@ fn four_cpus_elf_kernel() {
 
 /// Buffers above the gap below 4 GiB.
 #[test]
-#[cfg(feature = "all-guests")]
 #[ignore = "needs a guest: run cargo lab test"]
 fn six_gib() {
     let (_, tap) = passes(&Guest::new().cpus(2).memory_mib(6144));
@@ -71,7 +69,6 @@ fn six_gib() {
 
 /// The cases that need page requests can fail: without PRI each of them does, and no other.
 #[test]
-#[cfg(feature = "all-guests")]
 #[ignore = "needs a guest: run cargo lab test"]
 fn without_pri_exactly_its_cases_fail() {
     let outcome = Guest::new().svm("pri=off").run(SELFTEST).boot().unwrap();

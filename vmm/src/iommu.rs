@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use devices::bus::BusDevice;
 use iommu_core::{Dma, MsiSink, SourceId};
-use iommu_vtd::dmar::{Dmar, IoApicScope};
-use iommu_vtd::{Capability, CapabilityError, Profile, Unit, UnitConfig};
+use iommu_vtd::dmar::{DeviceScope, Dmar, DmarError, Drhd, ScopeKind};
+use iommu_vtd::{Capability, Profile, ProfileError, Unit, UnitConfig};
 
 use crate::boot::cpuid::Paging;
 use crate::layout::{IOAPIC_ID, VTD};
@@ -34,8 +34,9 @@ impl Iommu {
         physical_bits: u8,
         cpus: Paging,
         direct: Arc<dyn MsiSink>,
-    ) -> Result<Self, CapabilityError> {
-        let profile = Profile { five_level: cpus.five_level, ..Profile::svm(physical_bits.into()) };
+    ) -> Result<Self, ProfileError> {
+        let bits = if cpus.five_level { 57 } else { 48 };
+        let profile = Profile::full(physical_bits.into()).with_address_width(bits);
         let config = UnitConfig { capability: Capability::new(&profile)?, source: UNIT_SOURCE };
         Ok(Self { unit: Arc::new(Unit::new(&config, GuestRam::clone(ram), direct)), ram: ram.clone() })
     }
@@ -47,14 +48,13 @@ impl Iommu {
     }
 
     /// The DMAR table after its ACPI header.
-    pub(crate) fn dmar(&self) -> Vec<u8> {
-        Dmar {
-            capability: self.unit.capability(),
-            register_base: VTD.start,
-            ioapics: &[IoApicScope { id: IOAPIC_ID, source: IOAPIC_SOURCE }],
-            ats_root_ports: false,
-        }
-        .body()
+    ///
+    /// # Errors
+    /// None that a user could bring about.
+    pub(crate) fn dmar(&self) -> Result<Vec<u8>, DmarError> {
+        let ioapic = DeviceScope::new(ScopeKind::IoApic(IOAPIC_ID), IOAPIC_SOURCE);
+        let unit = Drhd::for_all(self.unit.capability(), VTD.start, vec![ioapic]);
+        Dmar { units: vec![unit], ..Dmar::default() }.body()
     }
 
     /// Memory behind the unit, for the function `source`.

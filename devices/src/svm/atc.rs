@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use iommu_core::{
-    AddressType, DeviceTlbInvalidation, Dma, Fault, PageRequest, PageRequestOutcome, Port, PortSet, Request,
-    Translation, Translator,
+    AddressType, DeviceTlbCompletion, DeviceTlbInvalidation, Dma, Fault, PageRequest, PageRequestOutcome,
+    Port, PortSet, Request, Translation, Translator,
 };
 use vm_memory::GuestMemoryBackend;
 
@@ -19,9 +19,10 @@ pub struct DeviceTlb {
 }
 
 impl DeviceTlb {
-    /// Drops translations. On return no access uses one of them. Waits for open sessions, for nothing else.
-    pub fn invalidate(&self, invalidation: &DeviceTlbInvalidation) {
-        self.ports.invalidate_device_tlb(invalidation);
+    /// Drops translations. On return no access uses one of them, unless it says otherwise. Waits for open
+    /// sessions, for nothing else.
+    pub fn invalidate(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
+        self.ports.invalidate_device_tlb(invalidation)
     }
 
     /// Drops everything: ATS or PASID was switched, or the function is reset.

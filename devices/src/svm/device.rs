@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use iommu_core::{DeviceTlbInvalidation, PageResponse};
+use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, PageResponse};
 
 use super::atc::DeviceTlb;
 use super::pri::PageRequests;
@@ -201,9 +201,9 @@ impl Device {
     }
 
     /// A device-TLB invalidation. Waits for open sessions, for nothing else.
-    pub fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) {
+    pub fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
         self.counters.invalidations.count();
-        self.device_tlb.invalidate(invalidation);
+        self.device_tlb.invalidate(invalidation)
     }
 
     /// A page group response.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use iommu_core::{DeviceTlbInvalidation, Dma, Endpoint, MsiSink, PageResponse};
+use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, Dma, Endpoint, MsiSink, PageResponse};
 use parking_lot::Mutex;
 use vm_memory::GuestMemoryBackend;
 
@@ -178,8 +178,8 @@ impl<M: GuestMemoryBackend + Clone + Send + Sync + 'static> PciFunction for SvmF
 }
 
 impl<M: GuestMemoryBackend + Clone + Send + Sync + 'static> Endpoint for SvmFunction<M> {
-    fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) {
-        self.device.invalidate_device_tlb(invalidation);
+    fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
+        self.device.invalidate_device_tlb(invalidation)
     }
 
     fn page_group_response(&self, response: &PageResponse) {

@@ -98,6 +98,17 @@ impl DeviceTlbInvalidation {
     }
 }
 
+/// How a device-TLB invalidation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "what has timed out is still cached"]
+pub enum DeviceTlbCompletion {
+    /// Nothing that was hit is cached or in use.
+    Complete,
+    /// The function did not let go in time: some of it may still be cached or in use. The model tells the
+    /// guest, and asks again when the guest wants it to.
+    TimedOut,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

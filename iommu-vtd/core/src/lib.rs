@@ -16,9 +16,10 @@
 //! | [`page_request`] | recoverable faults: page requests and their responses |
 //! | [`vendor`] | typed room for what only one vendor's model understands |
 //! | [`caps`] | what an IOMMU, virtual or host, can do |
-//! | [`traits`] | the doors: [`Translator`] in; [`Endpoint`], [`HostIommu`] and [`MsiSink`] out |
+//! | [`traits`] | the doors: [`Translator`] and [`InterruptRemapper`] in; [`Endpoint`], [`HostIommu`], [`RouteListener`] and [`MsiSink`] out |
 //! | [`iotlb`] | the private translation cache of one port |
 //! | [`port`] | [`Port`], [`Session`]: DMA as it runs, and its drain |
+//! | [`sync`] | the locks of ports and models |
 //!
 //! # The DMA path
 //!
@@ -42,6 +43,7 @@ pub mod iotlb;
 pub mod page_request;
 pub mod port;
 pub mod request;
+pub mod sync;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod traits;
@@ -51,10 +53,14 @@ pub mod vendor;
 pub use caps::Capabilities;
 pub use domain::{Domain, FirstStage, SecondStage, TableFormat};
 pub use fault::{Completion, Fault, FaultClass, FaultEvent, FaultReason};
-pub use invalidation::{DeviceTlbInvalidation, Invalidation, Scope};
+pub use invalidation::{DeviceTlbCompletion, DeviceTlbInvalidation, Invalidation, Scope};
 pub use page_request::{GroupIndex, PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
-pub use port::{Dma, DmaFault, NoTranslation, Port, PortKind, PortSet, SESSION_LIMIT_BYTES, Session};
+pub use port::{
+    DRAIN_LIMIT, Dma, DmaFault, NoTranslation, Port, PortKind, PortSet, SESSION_LIMIT_BYTES, Session,
+};
 pub use request::{Access, AddressType, Permissions, Request, StageTag, Tag, Translation};
-pub use traits::{Endpoint, HostError, HostIommu, Msi, MsiSink, Translator};
+pub use traits::{
+    Endpoint, HostError, HostIommu, InterruptRemapper, Msi, MsiSink, RemappedMsi, RouteListener, Translator,
+};
 pub use types::{DomainId, Gpa, Iova, IovaRange, Pasid, SourceId};
 pub use vendor::{VendorData, VendorPayload};

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 use std::iter::FusedIterator;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard, RwLock};
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
@@ -13,14 +13,19 @@ use vm_memory::{
 };
 
 use crate::fault::Fault;
-use crate::invalidation::{DeviceTlbInvalidation, Invalidation};
+use crate::invalidation::{DeviceTlbCompletion, DeviceTlbInvalidation, Invalidation};
 use crate::iotlb::{Hit, Iotlb};
 use crate::request::{Access, Permissions, Request};
+use crate::sync::{Mutex, MutexGuard, RwLock, lock_until, unlock_fair};
 use crate::traits::Translator;
 use crate::types::{Gpa, Iova, Pasid, SourceId};
 
 /// Most bytes that may be copied in one session. A longer one would make a guest's invalidation wait.
 pub const SESSION_LIMIT_BYTES: usize = 256 << 10;
+
+/// How long a device-TLB invalidation waits for open sessions. None lasts a fraction of it, unless the thread
+/// that holds it is stuck.
+pub const DRAIN_LIMIT: Duration = Duration::from_secs(1);
 
 /// How a port asks for translations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +55,21 @@ impl PortSet {
         self.visit(|tlb| tlb.invalidate(invalidation));
     }
 
-    /// The same for a device-TLB.
-    pub fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) {
-        self.visit(|tlb| tlb.invalidate_device_tlb(invalidation));
+    /// The same for a device-TLB, but waits no longer than [`DRAIN_LIMIT`]: what a function fails to give up is
+    /// a matter between it and the guest.
+    pub fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
+        let mut completion = DeviceTlbCompletion::Complete;
+        let mut deadline = None;
+        for port in self.ports.read().iter() {
+            let tlb = port.tlb.try_lock().or_else(|| {
+                lock_until(&port.tlb, *deadline.get_or_insert_with(|| Instant::now() + DRAIN_LIMIT))
+            });
+            match tlb {
+                Some(mut tlb) => tlb.invalidate_device_tlb(invalidation),
+                None => completion = DeviceTlbCompletion::TimedOut,
+            }
+        }
+        completion
     }
 
     /// Drops everything and waits for open sessions.
@@ -279,7 +296,7 @@ impl<M: GuestMemoryBackend> Drop for Session<'_, M> {
     fn drop(&mut self) {
         // Fair: an invalidation that waits gets the lock before this thread's next session does.
         if let Some(guard) = self.tlb.get_mut().take() {
-            MutexGuard::unlock_fair(guard);
+            unlock_fair(guard);
         }
         if let Some(DmaFault::Refused(fault)) = self.fault.get_mut() {
             self.port.translator.report(fault);

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
-
 use crate::fault::{Completion, Fault, FaultClass, FaultReason};
-use crate::invalidation::DeviceTlbInvalidation;
+use crate::invalidation::{DeviceTlbCompletion, DeviceTlbInvalidation};
 use crate::page_request::{PageRequest, PageRequestOutcome, PageResponse};
 use crate::request::{AddressType, Permissions, Request, StageTag, Tag, Translation};
+use crate::sync::Mutex;
 use crate::traits::{Endpoint, Msi, MsiSink, Translator};
 use crate::types::{DomainId, Gpa, Pasid, SourceId};
 
@@ -113,11 +112,14 @@ pub struct RecordingEndpoint {
     pub invalidations: Mutex<Vec<DeviceTlbInvalidation>>,
     /// Responses received.
     pub responses: Mutex<Vec<PageResponse>>,
+    /// How the next invalidations end, the last of the list first. They complete when it is empty.
+    pub completions: Mutex<Vec<DeviceTlbCompletion>>,
 }
 
 impl Endpoint for RecordingEndpoint {
-    fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) {
+    fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
         self.invalidations.lock().push(*invalidation);
+        self.completions.lock().pop().unwrap_or(DeviceTlbCompletion::Complete)
     }
 
     fn page_group_response(&self, response: &PageResponse) {

@@ -15,7 +15,7 @@ fn capability() -> Capability {
 }
 
 fn without_device_tlb() -> Capability {
-    let profile = Profile { device_tlb: false, page_requests: false, ..Profile::svm(46) };
+    let profile = Profile { device_tlb: false, ..Profile::svm(46) }.settled();
     Capability::new(&profile).unwrap()
 }
 
@@ -54,28 +54,63 @@ fn range(start: u64, last: u64) -> IovaRange {
 }
 
 #[test]
-fn table_invalidations() {
+fn context_cache_invalidations() {
     let domain = DomainId(5);
-    let source = |source, mask| Ok(Descriptor::Tables(TableScope::Source { source: SourceId(source), mask }));
+    let source = |source, mask| Ok(ContextScope::Source { source: SourceId(source), mask });
+    let (all, reserved) = (Ok(ContextScope::All), Err(QueueError::Reserved));
+    // (name, quadword 0, under scalable tables, under legacy tables)
     let rows = [
-        ("context global", 0x11, Ok(Descriptor::Tables(TableScope::All))),
-        ("context domain", 0x5_0021, Ok(Descriptor::Tables(TableScope::All))),
-        ("context device", 0x010b_0000_0031, source(0x010b, 0)),
-        ("context 2 functions", 0x1_010f_0000_0031, source(0x010b, 4)),
-        ("context 8 functions", 0x3_010f_0000_0031, source(0x0108, 7)),
-        ("context reserved granularity", 0x01, Err(QueueError::Reserved)),
-        ("pasid domain", 0x5_0007, Ok(Descriptor::Tables(TableScope::Domain(domain)))),
-        (
-            "pasid in domain",
-            0x000f_ffff_0005_0017,
-            Ok(Descriptor::Tables(TableScope::Pasid { domain, pasid: Pasid::truncate(0xf_ffff) })),
-        ),
-        ("pasid global", 0x37, Ok(Descriptor::Tables(TableScope::All))),
-        ("pasid reserved granularity", 0x27, Err(QueueError::Reserved)),
+        ("global", 0x11, all, all),
+        ("domain", 0x5_0021, all, Ok(ContextScope::Domain(domain))),
+        ("domain 0, as caching mode has it", 0x21, all, Ok(ContextScope::Domain(DomainId(0)))),
+        ("device", 0x010b_0000_0031, source(0x010b, 0), source(0x010b, 0)),
+        ("device, with any domain", 0x010b_0005_0031, source(0x010b, 0), source(0x010b, 0)),
+        ("2 functions", 0x1_010f_0000_0031, source(0x010b, 4), source(0x010b, 4)),
+        ("4 functions", 0x2_010f_0000_0031, source(0x0109, 6), source(0x0109, 6)),
+        ("8 functions", 0x3_010f_0000_0031, source(0x0108, 7), source(0x0108, 7)),
+        ("reserved granularity", 0x01, reserved, reserved),
+    ];
+    for (name, low, scalable, legacy) in rows {
+        for (mode, expected) in [(SCALABLE, scalable), (LEGACY, legacy)] {
+            let found = decode(&[low, 0, 0, 0], mode, &capability());
+            assert_eq!(found, expected.map(Descriptor::ContextCache), "{name}, {mode:?}");
+        }
+    }
+}
+
+#[test]
+fn pasid_cache_invalidations() {
+    let domain = DomainId(5);
+    let pasid = Pasid::truncate(0xf_ffff);
+    let rows = [
+        ("domain", 0x5_0007, Ok(PasidScope::Domain(domain))),
+        ("pasid in domain", 0x000f_ffff_0005_0017, Ok(PasidScope::Pasid { domain, pasid })),
+        ("global", 0x37, Ok(PasidScope::All)),
+        ("reserved granularity", 0x27, Err(QueueError::Reserved)),
     ];
     for (name, low, expected) in rows {
-        assert_eq!(decoded(low, 0), expected, "{name}");
+        assert_eq!(decoded(low, 0), expected.map(Descriptor::PasidCache), "{name}");
     }
+}
+
+/// (name, scope, does it hit 0108h, 0109h, 010Ch, all of domain 3)
+#[test]
+fn context_scopes_hit_functions_or_domains() {
+    let source = |mask| ContextScope::Source { source: SourceId(0x0108), mask };
+    let rows = [
+        ("all", ContextScope::All, [true; 3]),
+        ("domain", ContextScope::Domain(DomainId(3)), [true; 3]),
+        ("other domain", ContextScope::Domain(DomainId(4)), [false; 3]),
+        ("one function", source(0), [true, false, false]),
+        ("2 functions", source(4), [true, false, true]),
+        ("4 functions", source(6), [true, false, true]),
+        ("8 functions", source(7), [true; 3]),
+    ];
+    for (name, scope, expected) in rows {
+        let found = [0x0108, 0x0109, 0x010c].map(|id| scope.hits(SourceId(id), Some(DomainId(3))));
+        assert_eq!(found, expected, "{name}");
+    }
+    assert!(!ContextScope::Domain(DomainId(0)).hits(SourceId(8), None), "no domain is not domain 0");
 }
 
 #[test]
@@ -248,4 +283,29 @@ proptest! {
             let _ = decode(&words, mode, &without_device_tlb());
         }
     }
+}
+
+#[test]
+fn interrupt_entry_invalidations() {
+    let profile = Profile { interrupt_remapping: true, ..Profile::svm(46) };
+    let capability = Capability::new(&profile).unwrap();
+    let block = |first, mask| Ok(Descriptor::InterruptEntries(InterruptScope::Block { first, mask }));
+    let rows = [
+        ("global", 0x04, Ok(Descriptor::InterruptEntries(InterruptScope::All))),
+        ("global, index ignored", 0x1234_0000_0004, Ok(Descriptor::InterruptEntries(InterruptScope::All))),
+        ("one", 0x1235_0000_0014, block(0x1235, 0)),
+        ("four, index not aligned", 0x1235_1000_0014, block(0x1234, 3)),
+        ("half of all", 0xffff_7800_0014, block(0x8000, 0x7fff)),
+        ("mask beyond MHMV", 0x0000_8000_0014, Err(QueueError::Reserved)),
+        ("reserved bit", 0x0100_0014, Err(QueueError::Reserved)),
+    ];
+    for (name, low, expected) in rows {
+        for mode in [SCALABLE, LEGACY, NARROW] {
+            assert_eq!(decode(&[low, 0, 0, 0], mode, &capability), expected, "{name} {mode:?}");
+        }
+    }
+    assert_eq!(decoded(0x04, 0), Err(QueueError::Type), "without interrupt remapping");
+    assert!(InterruptScope::All.hits(7));
+    let four = InterruptScope::Block { first: 0x1234, mask: 3 };
+    assert!(four.hits(0x1237) && !four.hits(0x1238) && !four.hits(0x1233));
 }

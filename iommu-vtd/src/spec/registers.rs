@@ -81,6 +81,9 @@ pub struct Ecap {
     /// Stop markers behave as defined.
     #[bit(58, rw)]
     sms: bool,
+    /// Translated requests may have a PASID.
+    #[bit(56, rw)]
+    ptrs: bool,
     /// The RID_PRIV field is honoured.
     #[bit(53, rw)]
     rprivs: bool,
@@ -228,6 +231,15 @@ pub struct ContextCommand {
     /// Actual granularity; 0: refused.
     #[bits(59..=60, rw)]
     caig: u2,
+    /// Function mask: which bits of `sid` are not compared.
+    #[bits(32..=33, rw)]
+    fm: u2,
+    /// Source-id.
+    #[bits(16..=31, rw)]
+    sid: u16,
+    /// Domain-id.
+    #[bits(0..=15, rw)]
+    did: u16,
 }
 
 /// IOTLB invalidate register (IOTLB, IRO * 16 + 8).
@@ -243,6 +255,15 @@ pub struct IotlbInvalidate {
     /// Actual granularity; 0: refused.
     #[bits(57..=58, rw)]
     iaig: u2,
+    /// Drain reads; drains are implied.
+    #[bit(49, rw)]
+    dr: bool,
+    /// Drain writes; drains are implied.
+    #[bit(48, rw)]
+    dw: bool,
+    /// Domain-id.
+    #[bits(32..=47, rw)]
+    did: u16,
 }
 
 /// Fault status register (FSTS, 034h).
@@ -366,7 +387,7 @@ pub struct PageRequestStatus {
 #[bitfield(u64, default = 0, debug, forbid_overlaps)]
 #[derive(PartialEq, Eq)]
 pub struct FaultRecordLow {
-    /// Page address of a DMA fault.
+    /// Page address of a DMA fault; of an interrupt's, the index in bits 63:48.
     #[bits(12..=63, rw)]
     fi: u52,
 }

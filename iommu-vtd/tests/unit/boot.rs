@@ -159,25 +159,32 @@ fn switching_translation_drops_what_ports_hold() {
     assert_eq!(machine.unit.ports().cached(), 0, "new root");
 }
 
-/// (name, registers before, written to CCMD or IOTLB, read back)
+/// (name, is the queue on, IVA, register, written to it, read back)
 #[test]
 fn register_based_invalidation_always_completes() {
     const CCMD: u64 = 0x28;
     const IOTLB: u64 = 0xf8;
     let rows = [
-        ("context global", false, CCMD, 1_u64 << 63 | 1 << 61, 1 << 61 | 1 << 59),
-        ("context, queue on", true, CCMD, 1 << 63 | 1 << 61, 1 << 61),
-        ("context, no granularity", false, CCMD, 1 << 63, 0),
-        ("iotlb domain", false, IOTLB, 1 << 63 | 2 << 60, 2 << 60 | 1 << 57),
-        ("iotlb, queue on", true, IOTLB, 1 << 63 | 2 << 60, 2 << 60),
-        ("iotlb, no granularity", false, IOTLB, 1 << 63, 0),
+        ("context global", false, 0, CCMD, 1_u64 << 63 | 1 << 61, 1 << 61 | 1 << 59),
+        ("context domain", false, 0, CCMD, 1 << 63 | 2 << 61 | 5, 2 << 61 | 2 << 59 | 5),
+        ("context device", false, 0, CCMD, 1 << 63 | 3 << 61 | 1 << 32 | 8 << 16, 3 << 61 | 3 << 59),
+        ("context, queue on", true, 0, CCMD, 1 << 63 | 1 << 61, 1 << 61),
+        ("context, no granularity", false, 0, CCMD, 1 << 63, 0),
+        ("iotlb global", false, 0, IOTLB, 1 << 63 | 1 << 60, 1 << 60 | 1 << 57),
+        ("iotlb domain", false, 0, IOTLB, 1 << 63 | 2 << 60 | 7 << 32, 2 << 60 | 2 << 57 | 7 << 32),
+        ("iotlb pages", false, 18, IOTLB, 1 << 63 | 3 << 60, 3 << 60 | 3 << 57),
+        ("iotlb, AM above MAMV", false, 19, IOTLB, 1 << 63 | 3 << 60, 3 << 60),
+        ("iotlb domain, whatever AM", false, 19, IOTLB, 1 << 63 | 2 << 60, 2 << 60 | 2 << 57),
+        ("iotlb, queue on", true, 0, IOTLB, 1 << 63 | 2 << 60, 2 << 60),
+        ("iotlb, no granularity", false, 0, IOTLB, 1 << 63, 0),
     ];
-    for (name, queue, offset, value, expected) in rows {
+    for (name, queue, pages, offset, value, expected) in rows {
         let machine = Machine::new();
         if queue {
             Driver::new(&machine).enable_queue();
         }
-        machine.write32(offset, 0);
+        machine.write64(0xf0, pages);
+        machine.write32(offset, u32::try_from(value & 0xffff_ffff).unwrap());
         machine.write32(offset + 4, u32::try_from(value >> 32).unwrap());
         assert_eq!(machine.read64(offset), expected, "{name}");
     }

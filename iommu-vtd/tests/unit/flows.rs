@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use iommu_core::{
-    Access, Completion, DeviceTlbInvalidation, DmaFault, Endpoint, GroupIndex, Iova, PageRequest,
-    PageRequestOutcome, PageResponse, Pasid, PortSet, Request, ResponseCode, Translator, VendorData,
+    Access, Completion, DeviceTlbCompletion, DeviceTlbInvalidation, DmaFault, Endpoint, GroupIndex, Iova,
+    PageRequest, PageRequestOutcome, PageResponse, Pasid, PortSet, Request, ResponseCode, Translator,
+    VendorData,
 };
 use iommu_vtd::Unit;
 use iommu_vtd::testkit::{PageSize, flags};
@@ -45,11 +46,12 @@ impl AtsEndpoint {
 }
 
 impl Endpoint for AtsEndpoint {
-    fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) {
-        self.device_tlb.invalidate_device_tlb(invalidation);
+    fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
+        let completion = self.device_tlb.invalidate_device_tlb(invalidation);
         if let Some(request) = self.late.lock().take() {
             self.unit.page_request(&request);
         }
+        completion
     }
 
     fn page_group_response(&self, response: &PageResponse) {

@@ -196,7 +196,8 @@ impl Bench {
     fn new(five_level: bool) -> Self {
         let end = usize::try_from(TABLES.end).unwrap();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), end)]).unwrap();
-        let capability = Capability::new(&Profile { five_level, ..Profile::svm(46) }).unwrap();
+        let capability =
+            Capability::new(&Profile::svm(46).with_address_width(if five_level { 57 } else { 48 })).unwrap();
         let msi = Arc::new(RecordingMsi::default());
         let unit = Unit::new(&UnitConfig { capability, source: SOURCE }, memory.clone(), msi);
         let endpoint: Arc<dyn Endpoint> = Arc::new(RecordingEndpoint::default());

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use iommu_core::testkit::RecordingEndpoint;
-use iommu_core::{DeviceTlbInvalidation, Endpoint, Msi, PageResponse, Pasid, SourceId};
+use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, Endpoint, Msi, PageResponse, Pasid, SourceId};
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 
@@ -176,9 +176,10 @@ struct Gate {
 }
 
 impl Endpoint for Gate {
-    fn invalidate_device_tlb(&self, _: &DeviceTlbInvalidation) {
+    fn invalidate_device_tlb(&self, _: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
         self.entered.lock().unwrap().send(()).unwrap();
         self.leave.lock().unwrap().recv().unwrap();
+        DeviceTlbCompletion::Complete
     }
 
     fn page_group_response(&self, _: &PageResponse) {}

@@ -6,4 +6,5 @@ mod accessed_dirty;
 mod conditions;
 mod details;
 mod reserved;
+mod second_stage;
 mod world;

@@ -43,6 +43,11 @@ pub(crate) const ECAP: u64 = 1 << 2
     | 1 << 49
     | 1 << 53;
 
+/// All that translates: the above, SAGAW with all widths, MGAW of 57 bits, ZLR, and large pages of second stages.
+pub(crate) const CAP_ALL: u64 = CAP | 0b1110 << 8 | 56 << 16 | 1 << 22 | 0b11 << 34;
+/// ... NEST, SSADS, SSTS and ADMS.
+pub(crate) const ECAP_ALL: u64 = ECAP | 1 << 26 | 1 << 45 | 1 << 46 | 1 << 52;
+
 pub(crate) type Memory = GuestMemoryMmap;
 
 pub(crate) fn memory() -> Memory {

@@ -33,6 +33,8 @@ pub enum Command {
     Demo(Demo),
     /// Run everything CI runs: format, lints, docs, unit tests, guest tests.
     Test(Test),
+    /// Boot kernels of several ages in every mode of the IOMMU.
+    Matrix(Matrix),
     /// An interactive guest with the shared-virtual-memory endpoint.
     Shell(Guest),
     /// Build the lab's kernel, once, and tell where it is.
@@ -100,6 +102,24 @@ pub struct Test {
     /// Name the steps and end.
     #[arg(long)]
     pub list: bool,
+}
+
+/// What of the matrix runs.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+A cell is named KERNEL/MODE/INTERRUPTS/CPUS, for example lab/first-stage/x2apic/4.
+Kernels: lab (built here), debian-6.1, debian-6.12, debian-newest (fetched from the Debian archive, unmodified).
+
+Examples:
+  cargo lab matrix                      every cell; hours where guests are emulated
+  cargo lab matrix --kernel lab         the lab's kernel only
+  cargo lab matrix --kernel debian-6.1 first-stage legacy")]
+pub struct Matrix {
+    /// Only cells whose names hold one of these.
+    pub filters: Vec<String>,
+    /// Only this kernel; may be repeated.
+    #[arg(long, value_name = "KERNEL")]
+    pub kernel: Vec<String>,
 }
 
 /// How the kernel is had.

@@ -19,6 +19,7 @@ pub mod cache;
 pub mod cli;
 pub mod commands;
 pub mod debian;
+pub mod guests;
 pub mod image;
 pub mod job;
 pub mod kernel;

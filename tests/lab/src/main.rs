@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     let outcome = lab::process::end_children_on_signal().and_then(|()| match &cli.command {
         Command::Demo(options) => commands::demo::run(options),
         Command::Test(options) => commands::test::run(options),
+        Command::Matrix(options) => commands::matrix::run(options),
         Command::Shell(options) => commands::shell::run(options),
         Command::Kernel(options) => commands::kernel::run(options),
         Command::Doctor => commands::doctor::run(),

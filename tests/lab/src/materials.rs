@@ -1,6 +1,6 @@
 //! What every guest run needs: svmm, the kernel, the guest's first file system.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 
 use anyhow::{Result, anyhow};
@@ -84,6 +84,12 @@ impl Materials {
         let kernel = kernel.finish()?;
         let world = World::prepare(choice, &kernel, cache)?;
         Ok(Self { world, svmm, initrd, kernel })
+    }
+
+    /// The guests' initial file system.
+    #[must_use]
+    pub fn initrd(&self) -> &Path {
+        &self.initrd
     }
 
     /// A workload with the files and without commands.

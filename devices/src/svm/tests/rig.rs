@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use iommu_core::testkit::{ListTranslator, Page, RecordingMsi};
 use iommu_core::{
-    DeviceTlbInvalidation, Dma, Endpoint, Fault, GroupIndex, IovaRange, PageRequest, PageRequestOutcome,
-    PageResponse, Pasid, PortSet, Request, ResponseCode, SourceId, Translation, Translator, VendorData,
+    DeviceTlbCompletion, DeviceTlbInvalidation, Dma, Endpoint, Fault, GroupIndex, IovaRange, PageRequest,
+    PageRequestOutcome, PageResponse, Pasid, PortSet, Request, ResponseCode, SourceId, Translation,
+    Translator, VendorData,
 };
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -217,12 +218,13 @@ impl Rig {
     }
 
     pub(super) fn invalidate(&self, iova: u64) {
-        self.function.invalidate_device_tlb(&DeviceTlbInvalidation {
+        let completion = self.function.invalidate_device_tlb(&DeviceTlbInvalidation {
             source: SOURCE,
             pasid: Some(PASID),
             all_pasids: false,
             range: IovaRange::aligned(iova, 12),
         });
+        assert_eq!(completion, DeviceTlbCompletion::Complete);
     }
 
     /// The address of a record of its own, zeroed.

@@ -16,7 +16,7 @@ use crate::world::{Sink, Terminal};
 
 /// Run the selftest, then power off (see `tests/guest`, guest-init). Quiet, because each byte on a
 /// serial port is several exits: in the cloud world a talkative boot takes 15 seconds longer.
-const COMMAND_LINE: &str = "console=ttyS0 quiet svmm.run=/bin/svm-selftest";
+const COMMAND_LINE: &str = "console=ttyS0 loglevel=3 svmm.run=/bin/svm-selftest";
 /// A guest that takes longer hangs.
 const LIMIT: Duration = Duration::from_secs(300);
 

@@ -3,5 +3,6 @@
 pub mod demo;
 pub mod doctor;
 pub mod kernel;
+pub mod matrix;
 pub mod shell;
 pub mod test;

@@ -41,6 +41,21 @@ pub fn build_with_shell(cache: &Cache) -> Result<PathBuf> {
     Ok(target)
 }
 
+/// An initial file system made of `base` and the modules of a stock kernel; returns its path.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn with_modules(cache: &Cache, base: &Path, kernel: &str, modules: &Path) -> Result<PathBuf> {
+    let target = cache.of_tree(&programs::workspace())?.join(format!("{kernel}.cpio"));
+    let mut bytes = Vec::new();
+    // Linux unpacks archives that stand one after the other, each at a multiple of four bytes.
+    for part in [base, modules] {
+        bytes.extend(std::fs::read(part).with_context(|| format!("cannot read {}", part.display()))?);
+    }
+    std::fs::write(&target, bytes).with_context(|| format!("cannot write {}", target.display()))?;
+    Ok(target)
+}
+
 fn programs_of_guest() -> Result<Archive> {
     let mut archive = Archive::new();
     for folder in ["proc", "sys", "tmp", "run"] {

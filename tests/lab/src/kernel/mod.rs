@@ -4,6 +4,7 @@ pub mod build;
 pub mod cloud_host;
 pub mod fragment;
 pub mod source;
+pub mod stock;
 
 use std::path::PathBuf;
 

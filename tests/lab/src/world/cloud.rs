@@ -28,7 +28,10 @@ const MEMORY_MIB: u64 = 10 * 1024;
 /// One, although the host may have more: with two, QEMU 10's emulation of AMD SVM loses its way now and then (the
 /// hypervisor's kernel goes on at a guest's instruction), and guests die.
 const CPUS: usize = 1;
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off tsc=reliable";
+/// A periodic tick, because a one-shot timer's interrupt can get lost for good: QEMU 10's emulation of VMRUN marks a
+/// virtual interrupt as pending without holding the lock that the thread of the timers holds, and one of the two
+/// marks is overwritten. The next tick of a periodic timer brings it back.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off tsc=reliable nohz=off highres=off";
 
 /// The cloud machine, before it is started.
 #[derive(Clone, Debug)]

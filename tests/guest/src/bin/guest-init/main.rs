@@ -1,8 +1,8 @@
 //! The first process of a test guest.
 //!
-//! It mounts the usual file systems, gives the SVM endpoint to `uio_pci_generic_sva`, does what
-//! `svmm.run=` on the kernel command line says, passes the outcome to svmm's exit port and powers
-//! the machine off.
+//! It mounts the usual file systems, loads the modules that `/lib/modules/order` lists, gives the
+//! SVM endpoint to `uio_pci_generic_sva`, does what `svmm.run=` on the kernel command line says,
+//! passes the outcome to svmm's exit port and powers the machine off.
 //!
 //! | `svmm.run=` | does |
 //! | --- | --- |
@@ -22,6 +22,7 @@
 mod action;
 mod endpoint;
 mod klog;
+mod modules;
 mod sys;
 
 use std::fs;
@@ -57,6 +58,9 @@ fn main() {
     }
     // Every line that a test program puts into the log must stay there.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
+    for line in modules::load_all() {
+        println!("guest-init: module {line}");
+    }
     if !command_line.split_ascii_whitespace().any(|word| word == "svmm.unbound") {
         for line in endpoint::bind_all() {
             println!("guest-init: endpoint {line}");

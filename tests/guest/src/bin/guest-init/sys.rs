@@ -3,6 +3,7 @@
 
 use std::arch::asm;
 use std::ffi::CString;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
@@ -18,6 +19,13 @@ pub(crate) fn mount(kind: &str, folder: &str) -> io::Result<()> {
     // SAFETY: the strings are NUL-terminated and outlive the call; no data pointer is passed.
     let result = unsafe { libc::mount(kind.as_ptr(), folder.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
     check(result).map(drop)
+}
+
+/// Loads a kernel module.
+pub(crate) fn load_module(file: &File) -> io::Result<()> {
+    // SAFETY: the file is open for the call, and the parameters are an empty string.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), c"".as_ptr(), 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// How the machine ends.

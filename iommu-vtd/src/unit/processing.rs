@@ -1,0 +1,100 @@
+//! Chapter 6: what the descriptors of the invalidation queue do.
+
+use std::sync::{Arc, Weak};
+
+use iommu_core::{DeviceTlbCompletion, Endpoint, SourceId};
+
+use super::Unit;
+use crate::event;
+use crate::invalidation::{Descriptor, WaitAction};
+use crate::memory::TableMemory;
+use crate::queue::{self, Fetched};
+use crate::regs::ICS;
+use crate::spec::registers::CompletionStatus;
+
+impl<M: TableMemory> Unit<M> {
+    /// Processes what is in the queue, at most one ring full. The caller holds `turn`.
+    pub(super) fn process_queue(&self) {
+        let budget = self.state.lock().ring.map_or(0, |ring| ring.entries());
+        for _ in 0..budget {
+            let Some(fetched) = self.fetch() else { return };
+            if let Err(source) = self.act(&fetched.descriptor) {
+                let message = queue::time_out(&mut self.state.lock().file, &fetched, source);
+                self.send(message);
+                return;
+            }
+        }
+    }
+
+    pub(super) fn may_fetch(&self) -> bool {
+        let state = self.state.lock();
+        state.ring.is_some() && queue::may_fetch(&state.file)
+    }
+
+    fn fetch(&self) -> Option<Fetched> {
+        let mut state = self.state.lock();
+        let ring = state.ring?;
+        let mode = self.root().mode();
+        match queue::fetch(&mut state.file, &ring, mode, &self.memory, &self.capability) {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                self.send(queue::stop(&mut state.file, error));
+                None
+            }
+        }
+    }
+
+    /// Does what a descriptor says. When this returns, it is done.
+    ///
+    /// # Errors
+    /// The named function did not complete the invalidation of its device-TLB in time.
+    fn act(&self, descriptor: &Descriptor) -> Result<(), SourceId> {
+        match descriptor {
+            Descriptor::ContextCache(scope) => self.invalidate_contexts(scope),
+            Descriptor::PasidCache(scope) => self.invalidate_pasids(scope),
+            Descriptor::Translations(invalidation) => self.invalidate_translations(invalidation),
+            Descriptor::DeviceTlb(invalidation) => {
+                let source = invalidation.source;
+                if let Some(endpoint) = self.endpoint(source)
+                    && endpoint.invalidate_device_tlb(invalidation) == DeviceTlbCompletion::TimedOut
+                {
+                    return Err(source);
+                }
+            }
+            Descriptor::InterruptEntries(scope) => self.interrupts.invalidate(*scope),
+            Descriptor::Response(response) => {
+                if let Some(endpoint) = self.endpoint(response.source) {
+                    endpoint.page_group_response(response);
+                }
+            }
+            Descriptor::Wait(wait) => self.complete(wait),
+        }
+        Ok(())
+    }
+
+    /// All before is done, device-TLBs included. With a drain, page requests that were judged by the tables as
+    /// they were before have reached their queue, or never will.
+    fn complete(&self, wait: &WaitAction) {
+        if wait.drain {
+            drop(self.arriving.write());
+        }
+        if let Some((gpa, data)) = wait.status
+            && !self.memory.write(gpa, &data.to_le_bytes())
+        {
+            log::debug!("wait descriptor: no memory at {gpa}");
+        }
+        if wait.interrupt {
+            let mut state = self.state.lock();
+            let before = state.file.get(ICS);
+            state.file.set(ICS, CompletionStatus::DEFAULT.with_iwc(true));
+            if !before.iwc() {
+                self.send(event::COMPLETION.raise(&mut state.file));
+            }
+        }
+    }
+
+    /// The endpoint behind a source id; the lock is released before it is called.
+    fn endpoint(&self, source: SourceId) -> Option<Arc<dyn Endpoint>> {
+        self.endpoints.read().get(&source).and_then(Weak::upgrade)
+    }
+}

@@ -1,0 +1,61 @@
+//! `cargo lab matrix`: boots every kernel in every mode of the unit.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::cache::Cache;
+use crate::cli;
+use crate::guests;
+use crate::image;
+use crate::kernel::stock::{self, Choice};
+use crate::materials::{Initrd, Materials};
+use crate::world::Word;
+
+/// The lab's own kernel in `--kernel`.
+const LAB: &str = "lab";
+/// The test program whose tests are the cells.
+const PROGRAM: &str = "matrix";
+/// All cells.
+const LIMIT: Duration = Duration::from_secs(4 * 60 * 60);
+
+/// Runs the cells that are asked for.
+///
+/// # Errors
+/// An unknown kernel is named, one cannot be fetched, or the world does not run.
+pub fn run(options: &cli::Matrix) -> Result<bool> {
+    let kernels = choose(&options.kernel)?;
+    let cache = Cache::open()?;
+    let program = guests::programs()?.into_iter().find(|program| program.name == PROGRAM);
+    let program = program.with_context(|| format!("svmm-tests has no test {PROGRAM}"))?;
+    let materials = Materials::prepare(&cache, Initrd::Tests)?;
+    let mut workload = guests::workload(&materials);
+    workload.env.push(("SVMM_MATRIX", "all".into()));
+    for choice in kernels {
+        let stock = stock::ensure(&cache, choice)?;
+        eprintln!("[lab] {}: {}", choice.name, stock.package);
+        let initrd = image::guest::with_modules(&cache, materials.initrd(), choice.name, &stock.modules())?;
+        let initrd_name = format!("{}.cpio", choice.name);
+        workload.env.push((choice.image_variable, Word::file(choice.name)));
+        workload.env.push((choice.initrd_variable, Word::file(&initrd_name)));
+        workload.files.push((choice.name.to_owned(), stock.image()));
+        workload.files.push((initrd_name, initrd));
+    }
+    let mut words = options.filters.clone();
+    if !options.kernel.is_empty() && !options.kernel.iter().any(|name| name == LAB) {
+        words.extend(["--skip".to_owned(), format!("{LAB}/")]);
+    }
+    guests::run(&materials, workload, &[program], &words, LIMIT)
+}
+
+/// The stock kernels among `names`; all when there is none.
+fn choose(names: &[String]) -> Result<Vec<&'static Choice>> {
+    for name in names {
+        if name != LAB && !stock::ALL.iter().any(|choice| choice.name == name) {
+            let known: Vec<&str> = stock::ALL.iter().map(|choice| choice.name).collect();
+            bail!("there is no kernel {name}; there are {LAB}, {}", known.join(", "));
+        }
+    }
+    let wanted = |choice: &&Choice| names.is_empty() || names.iter().any(|name| name == choice.name);
+    Ok(stock::ALL.iter().filter(wanted).collect())
+}
