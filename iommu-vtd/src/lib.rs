@@ -44,6 +44,7 @@
 
 mod answer;
 pub mod ats;
+mod cache;
 pub mod capability;
 pub mod dmar;
 pub mod event;
@@ -58,6 +59,7 @@ pub mod queue;
 pub mod regs;
 pub mod rules;
 pub mod spec;
+pub mod state;
 pub mod tables;
 #[cfg(feature = "testkit")]
 pub mod testkit;
@@ -69,4 +71,5 @@ pub use capability::Capability;
 pub use dmar::Dmar;
 pub use memory::TableMemory;
 pub use profile::{Platform, Profile, ProfileError};
+pub use state::{RestoreError, UnitState};
 pub use unit::{Unit, UnitConfig};

@@ -6,6 +6,7 @@ use iommu_core::{Access, AddressType, Fault, Gpa, Pasid, Permissions, Request, S
 
 use crate::answer::{answer, empty, unchanged, unnamed};
 use crate::ats;
+use crate::cache::View;
 use crate::lookup::{Lookup, NoCaches};
 use crate::memory::TableMemory;
 use crate::rules::Rules;
@@ -45,17 +46,31 @@ pub(crate) const fn clear_of_interrupts(address: u64) -> Option<u32> {
 /// # Errors
 /// The request is blocked; the fault says what the device sees and whether a record is due.
 pub fn translate<M: TableMemory>(cx: &Context<'_, M>, request: &Request) -> Result<Translation, Fault> {
-    translate_with(cx, &NoCaches, request)
+    resolve(&Lookup::new(cx, &NoCaches), request).or_else(|blocked| answer(blocked, request))
 }
 
-/// The same with caches, which may know entries and tables that memory no longer holds.
+/// The same with caches, which may know entries and tables that memory no longer holds. What they know can let a
+/// request go ahead; one that does not is judged again by memory alone.
 #[inline]
-pub(crate) fn translate_with<M: TableMemory, C: TableCache>(
+pub(crate) fn translate_cached<M: TableMemory>(
     cx: &Context<'_, M>,
-    caches: &C,
+    caches: &View<'_>,
     request: &Request,
 ) -> Result<Translation, Fault> {
-    resolve(&Lookup::new(cx, caches), request).or_else(|blocked| answer(blocked, request))
+    match resolve(&Lookup::new(cx, caches), request) {
+        Ok(translation) => Ok(translation),
+        Err(_) if caches.was_used() => translate_anew(cx, caches, request),
+        Err(blocked) => answer(blocked, request),
+    }
+}
+
+#[cold]
+fn translate_anew<M: TableMemory>(
+    cx: &Context<'_, M>,
+    caches: &View<'_>,
+    request: &Request,
+) -> Result<Translation, Fault> {
+    resolve(&Lookup::new(cx, &caches.unread()), request).or_else(|blocked| answer(blocked, request))
 }
 
 #[inline(always)]

@@ -25,6 +25,17 @@ pub(crate) struct ContextEntry {
 }
 
 impl ContextEntry {
+    /// The entry that [`Self::to_words`] gave.
+    #[inline]
+    pub(crate) fn from_words([low, high]: [u64; 2]) -> Self {
+        Self { low: ContextLow::new_with_raw_value(low), high: ContextHigh::new_with_raw_value(high) }
+    }
+
+    /// Its two words; those that follow are reserved.
+    pub(crate) fn to_words(self) -> [u64; 2] {
+        [self.low.raw_value(), self.high.raw_value()]
+    }
+
     pub(crate) fn silent(&self) -> bool {
         self.low.fpd()
     }
