@@ -47,13 +47,33 @@ pub fn build_with_shell(cache: &Cache) -> Result<PathBuf> {
 /// A file cannot be read or written.
 pub fn with_modules(cache: &Cache, base: &Path, kernel: &str, modules: &Path) -> Result<PathBuf> {
     let target = cache.of_tree(&programs::workspace())?.join(format!("{kernel}.cpio"));
+    join(&[base, modules], &target)?;
+    Ok(target)
+}
+
+/// An initial file system made of `base`, and in it the kernel `image` with `base` for what follows the kernel that
+/// runs; returns its path.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn with_next_kernel(cache: &Cache, base: &Path, image: &Path) -> Result<PathBuf> {
+    let folder = cache.of_tree(&programs::workspace())?;
+    let (boot, target) = (folder.join("next.boot.cpio"), folder.join("next.cpio"));
+    let mut archive = Archive::new();
+    archive.host_file("/boot/bzImage", image)?;
+    archive.host_file("/boot/initrd", base)?;
+    archive.write(&boot)?;
+    join(&[base, &boot], &target)?;
+    Ok(target)
+}
+
+/// Puts archives one after the other. Linux unpacks them in turn, each at a multiple of four bytes.
+fn join(parts: &[&Path], target: &Path) -> Result<()> {
     let mut bytes = Vec::new();
-    // Linux unpacks archives that stand one after the other, each at a multiple of four bytes.
-    for part in [base, modules] {
+    for part in parts {
         bytes.extend(std::fs::read(part).with_context(|| format!("cannot read {}", part.display()))?);
     }
-    std::fs::write(&target, bytes).with_context(|| format!("cannot write {}", target.display()))?;
-    Ok(target)
+    std::fs::write(target, bytes).with_context(|| format!("cannot write {}", target.display()))
 }
 
 fn programs_of_guest() -> Result<Archive> {
