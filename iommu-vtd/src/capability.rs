@@ -312,9 +312,24 @@ mod tests {
     #[test]
     fn registers_are_laid_out_as_the_manual_says() {
         type Row = (&'static str, fn(&mut Profile), u64, u64);
-        let rows: [Row; 5] = [
+        let rows: [Row; 7] = [
             ("legacy", |p| *p = Profile::legacy(46), 0x80d2_078c_226f_0606, 0x0000_0202_0000_0fc7),
             ("preset", |_| (), 0x81d2_0780_226f_0406, 0x0403_8f9e_a000_0fc7),
+            (
+                "scalable",
+                |p| *p = Profile { interrupt_remapping: false, ..Profile::scalable(46) }.settled(),
+                0x80d2_078c_226f_0606,
+                0x0003_6f9a_0000_0fc7,
+            ),
+            (
+                "all but interrupts",
+                |p| {
+                    let full = Profile::full(46).with_address_width(57);
+                    *p = Profile { caching_mode: true, interrupt_remapping: false, ..full }.settled();
+                },
+                0x91d2_078c_2278_0e86,
+                0x0433_ef9e_a400_0fc7,
+            ),
             ("57 bits", |p| *p = p.with_address_width(57), 0x91d2_0780_2278_0c06, 0x0403_8f9e_a000_0fc7),
             ("no 1 GiB", |p| p.one_gib_pages = false, 0x80d2_0780_226f_0406, 0x0403_8f9e_a000_0fc7),
             (

@@ -62,6 +62,8 @@ pub struct Guest {
     svm: Option<String>,
     elf: bool,
     next_kernel: bool,
+    disks: Vec<String>,
+    options: Vec<String>,
     words: Vec<String>,
 }
 
@@ -81,6 +83,8 @@ impl Guest {
             svm: Some(String::new()),
             elf: false,
             next_kernel: false,
+            disks: Vec::new(),
+            options: Vec::new(),
             words: Vec::new(),
         }
     }
@@ -110,6 +114,26 @@ impl Guest {
     #[must_use]
     pub fn without_svm(mut self) -> Self {
         self.svm = None;
+        self
+    }
+
+    /// Adds a disk, as for `--disk`.
+    #[must_use]
+    pub fn disk(mut self, value: &str) -> Self {
+        self.disks.push(value.to_owned());
+        self
+    }
+
+    /// Adds a remapping unit, as for `--iommu`.
+    #[must_use]
+    pub fn iommu(self, value: &str) -> Self {
+        self.option(&format!("--iommu={value}"))
+    }
+
+    /// Adds an argument of `svmm run`.
+    #[must_use]
+    pub fn option(mut self, argument: &str) -> Self {
+        self.options.push(argument.to_owned());
         self
     }
 
@@ -159,6 +183,10 @@ impl Guest {
         option("--cpus", self.cpus.to_string().into());
         option("--memory-mib", self.memory_mib.to_string().into());
         option("--serial", "stdio".into());
+        for disk in &self.disks {
+            option("--disk", disk.into());
+        }
+        arguments.extend(self.options.iter().map(OsString::from));
         match self.svm.as_deref() {
             Some("") => arguments.push("--svm".into()),
             Some(options) => arguments.push(format!("--svm={options}").into()),
@@ -215,6 +243,13 @@ impl Outcome {
             bail!("{command:?} did not end within {} s:\n{tail}\n{stderr}", started.elapsed().as_secs());
         };
         Ok(Self { code: status.code().unwrap_or(-1), console, stderr, elapsed: started.elapsed() })
+    }
+
+    /// What the guest's init printed of its remapping units: `unit ADDRESS has DEVICE ...`.
+    #[must_use]
+    pub fn units(&self) -> Vec<&str> {
+        let lines = self.console.lines().filter_map(|line| line.strip_prefix("guest-init: "));
+        lines.filter(|line| line.starts_with("unit ")).collect()
     }
 
     /// The selftest's results.
@@ -314,7 +349,14 @@ mod tests {
             initrd: "/initrd".into(),
             next_initrd: "/next".into(),
         };
-        let guest = Guest::new().cpus(4).memory_mib(6144).svm("pri=off").elf().run("@exit:3").word("debug");
+        let guest = Guest::new()
+            .cpus(4)
+            .memory_mib(6144)
+            .svm("pri=off")
+            .elf()
+            .disk("a,readonly")
+            .run("@exit:3")
+            .word("debug");
         let words: Vec<String> =
             guest.arguments(&materials).iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let expected = [
@@ -331,6 +373,8 @@ mod tests {
             "6144",
             "--serial",
             "stdio",
+            "--disk",
+            "a,readonly",
             "--svm=pri=off",
         ];
         assert_eq!(words, expected);

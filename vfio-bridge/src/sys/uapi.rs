@@ -12,7 +12,9 @@ pub const INVALIDATE_DATA_VTD_S1: u32 =
     iommufd_bindings::iommufd::iommu_hwpt_invalidate_data_type_IOMMU_HWPT_INVALIDATE_DATA_VTD_S1;
 
 /// A guest's first-stage table. `struct iommu_hwpt_vtd_s1`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct VtdS1 {
     /// [`VtdS1::SRE`] and others.
