@@ -99,13 +99,6 @@ impl<'a> Tables<'a> {
         self.map_leaf(at, to, Leaf::Small, rights)
     }
 
-    /// Maps a page with accessed and dirty clear, whatever the rest is like.
-    pub(crate) fn map_fresh(&mut self, at: u64, to: u64, rights: u64) -> Result<()> {
-        let table = self.table(at, 1)?;
-        self.memory.store(&table, index(at, 1), to | rights);
-        Ok(())
-    }
-
     /// Takes a page away.
     pub(crate) fn unmap(&mut self, at: u64) -> Result<()> {
         let table = self.table(at, 1)?;
