@@ -12,23 +12,12 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
+pub use crate::registers::Registers;
 pub use descriptor::{Completion, DESCRIPTOR_WORDS, NO_DIFFERENCE, Operation, RECORD_BYTES, Reason, Status};
 pub use device::{Counters, Device, Timeline, identify, reset, rest};
 pub use pci::{ConfigSpace, PciEndpoint, find};
 pub use queue::{Queue, QueueSetup, Records, Ticket, poll_record};
 pub use regs::{BAR_BYTES, ID, control, global, portal};
-
-/// A window of device registers. Offsets are multiples of the access's width.
-pub trait Registers: Send + Sync {
-    /// A 32-bit load.
-    fn read32(&self, offset: usize) -> u32;
-    /// A 64-bit load.
-    fn read64(&self, offset: usize) -> u64;
-    /// A 32-bit store.
-    fn write32(&self, offset: usize, value: u32);
-    /// A 64-bit store.
-    fn write64(&self, offset: usize, value: u64);
-}
 
 /// A way to reach an endpoint.
 pub trait Endpoint {

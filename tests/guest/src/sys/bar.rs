@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use crate::endpoint::Registers;
+use crate::registers::Registers;
 
 /// A mapped region of device registers.
 pub struct Bar {
