@@ -188,6 +188,12 @@ fn history(kernel: &FakeKernel) -> Result<Machine, HostError> {
     invalidate(&mut machine);
     fault(&mut machine);
     machine.remove(1);
+    let file = Box::new(kernel.add_device(0));
+    let result = machine.host.examine(source(2), file);
+    machine.note(result);
+    machine.check();
+    let result = machine.host.ioas().unmap(IovaRange::new(0, 0xffff).unwrap());
+    machine.note(result);
     Ok(machine)
 }
 

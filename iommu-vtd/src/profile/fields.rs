@@ -106,7 +106,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Legacy mode: second stages with three and four levels, pass-through, device-TLBs.
+    /// Legacy mode: second stages with three and four levels, pass-through, device-TLBs, interrupt remapping. The
+    /// other presets have its interrupt remapping, too.
     #[must_use]
     pub const fn legacy(host_address_width: u32) -> Self {
         Self {
@@ -145,11 +146,11 @@ impl Profile {
             caching_mode: false,
             write_buffer_flush: false,
             root_invalidates: true,
-            interrupt_remapping: false,
-            extended_interrupts: false,
+            interrupt_remapping: true,
+            extended_interrupts: true,
             posted_interrupts: false,
             max_handle_mask: 15,
-            interrupt_table_invalidates: false,
+            interrupt_table_invalidates: true,
         }
     }
 
@@ -195,10 +196,7 @@ impl Profile {
             second_stage_dirty: true,
             abort_dma: true,
             rid_priv: true,
-            interrupt_remapping: true,
-            extended_interrupts: true,
             posted_interrupts: true,
-            interrupt_table_invalidates: true,
             ..Self::svm(host_address_width)
         }
     }

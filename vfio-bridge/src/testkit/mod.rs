@@ -10,6 +10,7 @@
 mod device;
 mod faults;
 mod iommufd;
+mod yes;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::kernel::{HwInfo, VendorInfo, capability};
 use crate::sys::uapi::{FaultRecord, VtdS1};
 
 pub use device::{FakeDevice, config_space};
+pub use yes::{YesDevice, YesKernel};
 
 /// The calls that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
