@@ -104,7 +104,17 @@ fn memory_that_is_not_there_is_no_panic() {
 #[test]
 fn malformed_chains_end_in_needs_reset() {
     type Make = fn(&mut Rig);
-    let rows: [(&str, Make); 12] = [
+    let rows: [(&str, Make); 14] = [
+        ("a request whose status points nowhere", |rig| {
+            rig.descriptor(DESCRIPTORS, 0, (HEADER, 16, false), (1, 1));
+            rig.descriptor(DESCRIPTORS, 1, (STATUS, 1, true), (3, QUEUE));
+            rig.offer(0);
+        }),
+        ("a request whose status points to itself", |rig| {
+            rig.descriptor(DESCRIPTORS, 0, (HEADER, 16, false), (1, 1));
+            rig.descriptor(DESCRIPTORS, 1, (STATUS, 1, true), (3, 1));
+            rig.offer(0);
+        }),
         ("head out of range", |rig| rig.offer(QUEUE)),
         ("far head", |rig| rig.offer(u16::MAX)),
         ("a circle", |rig| {
