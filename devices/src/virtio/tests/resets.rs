@@ -74,6 +74,7 @@ fn a_reset_ends_what_is_under_way() {
         assert_eq!(rig.request(0, 4, &[(DATA + 0x1000, 512, true)]), 0, "{name}");
         assert_eq!(rig.peek(DATA, 512), [0; 512], "{name}: data of a request before the reset");
         assert_eq!(rig.used_index(), 1, "{name}");
+        until("the interrupt of a used buffer", || rig.interrupts().contains(&1));
     }
 }
 

@@ -389,8 +389,10 @@ impl Rig {
     pub(super) fn assert_recovers(&mut self) {
         self.bring_up(u64::MAX);
         assert_eq!(self.status(), 0xf);
+        self.msi.sent.lock().clear();
         assert_eq!(self.request(0, 3, &[(BUFFERS + 0x1000, 512, true)]), 0);
         assert_eq!(self.peek(BUFFERS + 0x1000, 512), sector(3));
+        until("the interrupt of a used buffer", || self.interrupts() == [1]);
     }
 
     pub(super) fn interrupts(&self) -> Vec<u32> {
