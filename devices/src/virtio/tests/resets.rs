@@ -159,9 +159,11 @@ fn notifications_to_a_device_that_does_not_run_are_ignored() {
     rig.kick();
     rig.function.bar_write(0, super::rig::NOTIFY + 0xffc, &[0; 4]);
     rig.assert_recovers();
-    // Queues are looked at when the driver starts, without a notification.
     rig.write8(super::rig::reg::STATUS, 0);
-    assert_eq!(rig.used_index(), 1);
+    let buffers = rig.prepare(0, 3, &[(DATA, 512, true)]);
+    rig.submit(&buffers);
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!((rig.used_index(), rig.status()), (1, 0), "the rings of before the reset are forgotten");
 }
 
 /// The port's cache is the IOMMU's: after an invalidation nothing is done by the old translation.
