@@ -3,6 +3,7 @@
 
 mod boot;
 mod caches;
+mod checklist;
 mod drain;
 mod driver;
 mod flows;

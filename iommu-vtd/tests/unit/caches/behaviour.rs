@@ -39,7 +39,7 @@ fn asks(machine: &Machine, access: Access) -> bool {
 #[test]
 fn nothing_is_remembered_of_what_was_missing() {
     for caching_mode in [false, true] {
-        let machine = Machine::with(Profile { caching_mode, ..profile() });
+        let machine = Machine::with(&Profile { caching_mode, ..profile() });
         let (_driver, tables) = Driver::booted(&machine);
         assert!(!asks(&machine, Access::Read), "no context entry");
         let context = tables.context(ENDPOINT);
@@ -58,7 +58,7 @@ fn nothing_is_remembered_of_what_was_missing() {
 /// What is cached can let a request go ahead for longer, but not stop it.
 #[test]
 fn a_request_that_fails_is_judged_by_memory() {
-    let machine = Machine::with(profile());
+    let machine = Machine::with(&profile());
     let (driver, tables) = Driver::booted(&machine);
     let entry = tables.context(ENDPOINT).pasid(PASID);
     let space = entry.first_stage(DOMAIN);
@@ -124,14 +124,14 @@ fn commands_drop_everything_or_nothing() {
         ),
     ];
     for (name, root_invalidates, act, stays) in rows {
-        let machine = Machine::with(Profile { root_invalidates, ..profile() });
+        let machine = Machine::with(&Profile { root_invalidates, ..profile() });
         let (driver, tables) = Driver::booted(&machine);
         let probes = process(&tables);
         let root = tables.root_register().raw_value();
         let left = survivors(&machine, &probes, || act(&driver, root));
         assert_eq!(left.len(), if stays { 3 } else { 0 }, "{name}: {left:?}");
 
-        let machine = Machine::with(Profile { root_invalidates, ..profile() });
+        let machine = Machine::with(&Profile { root_invalidates, ..profile() });
         let (driver, tables) = Driver::booted(&machine);
         let root = tables.root_register().raw_value();
         let left = survivors_in_ports(&machine, &process(&tables), || act(&driver, root));
@@ -142,7 +142,7 @@ fn commands_drop_everything_or_nothing() {
 /// Without ESRTPS the driver's own invalidations do it, one cache each.
 #[test]
 fn without_the_promise_a_driver_invalidates_after_a_new_root() {
-    let machine = Machine::with(Profile { root_invalidates: false, ..profile() });
+    let machine = Machine::with(&Profile { root_invalidates: false, ..profile() });
     let (driver, tables) = Driver::booted(&machine);
     let probes = process(&tables);
     let left = survivors(&machine, &probes, || {
@@ -157,7 +157,7 @@ fn without_the_promise_a_driver_invalidates_after_a_new_root() {
 /// A kernel that crashed left translation on; the next one takes over without switching it.
 #[test]
 fn a_crash_kernel_sets_its_root_under_way() {
-    let machine = Machine::with(profile());
+    let machine = Machine::with(&profile());
     let (driver, tables) = Driver::booted(&machine);
     let probes = process(&tables);
     let other = Tables::new(&machine.memory, 0x40_0000..0x60_0000);
@@ -180,7 +180,7 @@ fn invalidations_of_rid_pasid_hit_requests_without_pasid() {
         ("page of the PASID", desc::pasid_iotlb_page(2, 9, VIRTUAL), 0),
     ];
     for (name, descriptor, kind) in rows {
-        let machine = Machine::with(profile());
+        let machine = Machine::with(&profile());
         let (driver, tables) = Driver::booted(&machine);
         let context = tables.context(ENDPOINT);
         context.rid_pasid(9);
@@ -198,7 +198,7 @@ fn invalidations_of_rid_pasid_hit_requests_without_pasid() {
 /// guest will have put there.
 #[test]
 fn a_page_request_invalidates_its_page() {
-    let machine = Machine::with(profile());
+    let machine = Machine::with(&profile());
     let (_driver, tables) = Driver::booted(&machine);
     let probes = process(&tables);
     let left = survivors(&machine, &probes[..1], || {
@@ -210,7 +210,7 @@ fn a_page_request_invalidates_its_page() {
 /// Linux switches the keeping of dirty bits on in a live entry: PASID entry, then the domain, then the devices.
 #[test]
 fn dirty_bits_are_kept_from_the_invalidation_on() {
-    let machine = Machine::with(profile());
+    let machine = Machine::with(&profile());
     let (driver, tables) = Driver::booted(&machine);
     let entry = tables.context(ENDPOINT).pasid(PASID);
     let space = tables.second_space(4);
@@ -242,7 +242,7 @@ fn odd_ranges_and_pairs_are_served() {
         ("domain of the device's own buffers", desc::pasid_iotlb_all(2, 1), true),
     ];
     for (name, descriptor, stays) in rows {
-        let machine = Machine::with(profile());
+        let machine = Machine::with(&profile());
         let (driver, tables) = Driver::booted(&machine);
         let probes = process(&tables);
         let left = survivors(&machine, &probes[..1], || driver.submit(&[descriptor]));
@@ -254,7 +254,7 @@ fn odd_ranges_and_pairs_are_served() {
 /// The two ways a process ends: what was cached is gone with the sequence, and a stray access is refused.
 #[test]
 fn nothing_is_left_of_a_process() {
-    let machine = Machine::with(profile());
+    let machine = Machine::with(&profile());
     let (driver, tables) = Driver::booted(&machine);
     let probes = process(&tables);
     let mut port = machine.dma().port();
@@ -274,7 +274,7 @@ fn nothing_is_left_of_a_process() {
 /// What Linux sends in caching mode when it installs entries: domain 0 for contexts, the new domain for the rest.
 #[test]
 fn caching_mode_is_offered_and_its_invalidations_accepted() {
-    let machine = Machine::with(Profile { caching_mode: true, ..profile() });
+    let machine = Machine::with(&Profile { caching_mode: true, ..profile() });
     assert_ne!(machine.read64(8) & 1 << 7, 0, "CM");
     let (driver, tables) = Driver::booted(&machine);
     let probes = process(&tables);
@@ -291,7 +291,7 @@ fn caching_mode_is_offered_and_its_invalidations_accepted() {
 /// One-shot commands come with all levels that are on.
 #[test]
 fn setting_the_root_leaves_the_levels() {
-    let machine = Machine::with(profile());
+    let machine = Machine::with(&profile());
     let (_driver, tables) = Driver::booted(&machine);
     let probes = process(&tables);
     let left = survivors(&machine, &probes, || machine.write32(0x18, TE | QIE));

@@ -18,7 +18,7 @@ const ADDRESSES: [u64; 3] = [0x45_6780_0000, 0x45_6780_1000, 0x45_6780_0000 + (1
 const PAGES: u64 = 0x80_0000;
 
 fn machine() -> Machine {
-    Machine::with(Profile { interrupt_remapping: false, ..Profile::full(46) }.settled())
+    Machine::with(&Profile { interrupt_remapping: false, ..Profile::full(46) }.settled())
 }
 
 /// A PASID and its domain. 0 and 1 share a domain and have first stages, 2 has a second stage, 3 both.

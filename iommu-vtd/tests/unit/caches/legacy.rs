@@ -22,7 +22,7 @@ const FUNCTIONS: [(&str, u16, u16); 4] =
 
 /// With the queue on, it has descriptors of 128 bits.
 fn machine() -> Machine {
-    Machine::with(Profile { interrupt_remapping: false, ..Profile::legacy(46) }.settled())
+    Machine::with(&Profile { interrupt_remapping: false, ..Profile::legacy(46) }.settled())
 }
 
 /// A driver that has set its tables and enabled translation.

@@ -25,7 +25,7 @@ const OTHER_DOMAIN: u16 = 4;
 const PASS_DOMAIN: u16 = 6;
 
 fn machine() -> Machine {
-    Machine::with(Profile { interrupt_remapping: false, ..Profile::full(46) }.settled())
+    Machine::with(&Profile { interrupt_remapping: false, ..Profile::full(46) }.settled())
 }
 
 /// Two processes of one domain, a nested domain, two second stages of different domains, and a pass-through.
