@@ -15,6 +15,12 @@ impl FakeDevice {
     pub(super) fn new(kernel: FakeKernel, index: usize) -> Self {
         Self { kernel, index }
     }
+
+    /// The number that the kernel's other methods know it by.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.index
+    }
 }
 
 /// Configuration space with ATS and PRI capabilities; whether they are on.

@@ -123,6 +123,8 @@ pub struct Audit {
     pub stale_responses: usize,
     /// Answers of all groups ever made, in order.
     pub groups: Vec<Vec<Answer>>,
+    /// Calls that were made to fail.
+    pub failed: usize,
     /// References to fault queues that hosts of the kind modelled lose, for good.
     pub lost_fault_references: usize,
 }
@@ -209,6 +211,7 @@ impl World {
                 failed = Some(*failure);
             }
         }
+        self.audit.failed += usize::from(failed.is_some());
         failed.map_or(Ok(()), Err)
     }
 
