@@ -1,6 +1,6 @@
 //! What a host offers for a device, and why it does not offer more.
 //!
-//! Every condition of every feature is a row of [`RULES`]: the feature is there if none of its rows objects, and the
+//! Every condition of every feature is a row of `RULES`: the feature is there if none of its rows objects, and the
 //! first that does is the reason given. Registers say what the hardware has, not what Linux made of it; so the
 //! rows also look at what was tried ([`Findings`]).
 

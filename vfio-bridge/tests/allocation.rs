@@ -7,17 +7,11 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use common::{first, pasid, source};
 use iommu_core::{DomainId, HostIommu, Invalidation, IovaRange, Scope};
-use rustix::io::Errno;
 use vfio_bridge::NestedIommu;
-use vfio_bridge::kernel::{
-    DeviceFile, Entries, FaultFile, HwInfo, HwptAlloc, Kernel, ObjectId, Partial, Result,
-};
-use vfio_bridge::memory::HostRange;
-use vfio_bridge::testkit::FULL_INFO;
+use vfio_bridge::testkit::{YesDevice, YesKernel};
 
 thread_local! {
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
@@ -42,67 +36,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Says yes to everything, and counts flushes.
-#[derive(Default)]
-struct Yes {
-    next: AtomicUsize,
-    flushes: AtomicUsize,
-}
-
-impl Yes {
-    fn id(&self) -> ObjectId {
-        ObjectId(u32::try_from(self.next.fetch_add(1, Ordering::Relaxed) + 1).unwrap_or(u32::MAX))
-    }
-}
-
-impl Kernel for Yes {
-    fn destroy(&self, _: ObjectId) -> Result<()> {
-        Ok(())
-    }
-    fn ioas_alloc(&self) -> Result<ObjectId> {
-        Ok(self.id())
-    }
-    fn ioas_map(&self, _: ObjectId, _: u64, _: &HostRange) -> Result<()> {
-        Ok(())
-    }
-    fn ioas_unmap(&self, _: ObjectId, _: IovaRange) -> Result<()> {
-        Ok(())
-    }
-    fn hw_info(&self, _: ObjectId) -> Result<HwInfo> {
-        Ok(FULL_INFO)
-    }
-    fn hwpt_alloc(&self, _: &HwptAlloc<'_>) -> Result<ObjectId> {
-        Ok(self.id())
-    }
-    fn hwpt_invalidate(&self, _: ObjectId, _: &Entries<'_>) -> std::result::Result<(), Partial> {
-        self.flushes.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-    fn fault_queue_alloc(&self) -> Result<(ObjectId, Box<dyn FaultFile>)> {
-        Err(Errno::NOTTY)
-    }
-}
-
-struct YesDevice;
-
-impl DeviceFile for YesDevice {
-    fn bind(&self) -> Result<ObjectId> {
-        Ok(ObjectId(1000))
-    }
-    fn attach(&self, _: Option<u32>, _: ObjectId) -> Result<()> {
-        Ok(())
-    }
-    fn detach(&self, _: Option<u32>) -> Result<()> {
-        Ok(())
-    }
-    fn config_read(&self, _: u16, _: &mut [u8]) -> Result<()> {
-        Err(Errno::IO)
-    }
-}
-
 #[test]
 fn flushes_allocate_nothing() {
-    let kernel = Arc::new(Yes::default());
+    let kernel = Arc::new(YesKernel::default());
     let host = NestedIommu::new(kernel.clone()).unwrap();
     host.add_device(source(0), Box::new(YesDevice)).unwrap();
     for n in 1..17 {
@@ -124,5 +60,5 @@ fn flushes_allocate_nothing() {
     let before = ALLOCATIONS.get();
     (1..100).for_each(round);
     assert_eq!(ALLOCATIONS.get(), before);
-    assert_eq!(kernel.flushes.load(Ordering::Relaxed), 100 * 16, "one call for each table and wait");
+    assert_eq!(kernel.flushes(), 100 * 16, "one call for each table and wait");
 }
