@@ -6,7 +6,7 @@
 //! [`iommu_core::Translator`] for the functions behind it. It knows no hypervisor, no bus, no file and no thread:
 //! a VMM hands it guest memory and an interrupt sink, forwards accesses to its register page, and attaches
 //! endpoints. Decoding and walking are pure functions of their arguments and of guest memory; effects are the
-//! unit's. No table entry and no PASID is cached here: translations are cached by the ports
+//! unit's. Entries and tables on the way to a page are cached here (`cache`), translations by the ports
 //! ([`iommu_core::Port`]), which the unit visits when it invalidates.
 //!
 //! # Chapters of the manual
@@ -17,7 +17,7 @@
 //! | --- | --- |
 //! | 3 DMA remapping: tables and walk | [`tables`], [`translate`], `walk`, with the limits in [`rules`] |
 //! | 4 device-TLBs | [`ats`], [`translate`], `answer` |
-//! | 6 caching and invalidation | [`invalidation`] (descriptors), [`queue`] (the ring) |
+//! | 6 caching and invalidation | `cache`, [`invalidation`] (descriptors), [`queue`] (the ring), [`mod@unit`] (what they do) |
 //! | 7 faults and page requests | [`mod@fault`] (the log), [`page_request`] (the queue) |
 //! | 8 ACPI | [`dmar`] |
 //! | 9 translation structures | [`spec`] |
@@ -38,8 +38,8 @@
 //! offered in the capability registers, and tables that ask for them block the request with the manual's fault.
 //! Neither are snapshots, hosts behind the unit ([`iommu_core::HostIommu`]), performance monitoring, enhanced
 //! and virtual commands, MTRRs, protected memory regions, abort-DMA mode, host permission tables and PASIDs in
-//! translated requests. Completion errors and time-outs of device-TLBs (ICE, ITE) are never raised: endpoints
-//! complete.
+//! translated requests. A wrong completion of a device-TLB
+//! invalidation (ICE) cannot happen: an endpoint answers the call that asks it.
 #![forbid(unsafe_code)]
 
 mod answer;
