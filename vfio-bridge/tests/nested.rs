@@ -360,6 +360,24 @@ fn units_that_share_no_page_table_get_their_own() {
 }
 
 #[test]
+fn the_guests_units_share_its_memory() {
+    let kernel = FakeKernel::new();
+    let host = NestedIommu::new(Arc::new(kernel.clone())).unwrap();
+    let sibling = host.sibling();
+    host.add_device(source(0), Box::new(kernel.add_device(0))).unwrap();
+    host.add_memory(&memory()).unwrap();
+    sibling.add_device(source(0), Box::new(kernel.add_device(1))).unwrap();
+    assert_eq!((kernel.audit().objects["IOAS"], kernel.count(Call::IoasMap)), (1, 2));
+    sibling.set_domain(source(0), None, &PASS).unwrap();
+    assert_eq!([0, 1].map(|n| kernel.hardware(n, None)), [Hardware::Blocked, Hardware::Parent]);
+    // Whichever goes first leaves the other what it needs.
+    drop(host);
+    sibling.set_domain(source(0), Some(Pasid::truncate(5)), &first(1, 0x1000)).unwrap();
+    drop(sibling);
+    check_nothing_left(&kernel);
+}
+
+#[test]
 fn a_device_without_pasid_does_not_take_pasids_from_others() {
     let kernel = FakeKernel::new();
     let host = NestedIommu::new(Arc::new(kernel.clone())).unwrap();
