@@ -22,6 +22,9 @@ fn passes(guest: &Guest, program: &str) -> Tap {
     assert_eq!(outcome.code, 0, "{}", outcome.tail());
     assert_eq!(outcome.kernel_log().unwrap().complaints(), [""; 0]);
     println!("{} cases, {} page requests, {:?}", tap.cases.len(), tap.totals.page_requests, outcome.elapsed);
+    for line in outcome.console.lines().filter(|line| line.starts_with("ok ") || line.starts_with('#')) {
+        println!("{line}");
+    }
     tap
 }
 
