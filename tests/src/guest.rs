@@ -58,6 +58,8 @@ pub struct Guest {
     memory_mib: u64,
     svm: Option<String>,
     elf: bool,
+    disks: Vec<String>,
+    options: Vec<String>,
     words: Vec<String>,
 }
 
@@ -71,7 +73,15 @@ impl Guest {
     /// One CPU, 512 MiB, a bzImage, the SVM endpoint as svmm makes it.
     #[must_use]
     pub fn new() -> Self {
-        Self { cpus: 1, memory_mib: 512, svm: Some(String::new()), elf: false, words: Vec::new() }
+        Self {
+            cpus: 1,
+            memory_mib: 512,
+            svm: Some(String::new()),
+            elf: false,
+            disks: Vec::new(),
+            options: Vec::new(),
+            words: Vec::new(),
+        }
     }
 
     /// Number of vCPUs.
@@ -99,6 +109,26 @@ impl Guest {
     #[must_use]
     pub fn without_svm(mut self) -> Self {
         self.svm = None;
+        self
+    }
+
+    /// Adds a disk, as for `--disk`.
+    #[must_use]
+    pub fn disk(mut self, value: &str) -> Self {
+        self.disks.push(value.to_owned());
+        self
+    }
+
+    /// Adds a remapping unit, as for `--iommu`.
+    #[must_use]
+    pub fn iommu(self, value: &str) -> Self {
+        self.option(&format!("--iommu={value}"))
+    }
+
+    /// Adds an argument of `svmm run`.
+    #[must_use]
+    pub fn option(mut self, argument: &str) -> Self {
+        self.options.push(argument.to_owned());
         self
     }
 
@@ -140,6 +170,10 @@ impl Guest {
         option("--cpus", self.cpus.to_string().into());
         option("--memory-mib", self.memory_mib.to_string().into());
         option("--serial", "stdio".into());
+        for disk in &self.disks {
+            option("--disk", disk.into());
+        }
+        arguments.extend(self.options.iter().map(OsString::from));
         match self.svm.as_deref() {
             Some("") => arguments.push("--svm".into()),
             Some(options) => arguments.push(format!("--svm={options}").into()),
@@ -196,6 +230,13 @@ impl Outcome {
             bail!("{command:?} did not end within {} s:\n{tail}\n{stderr}", started.elapsed().as_secs());
         };
         Ok(Self { code: status.code().unwrap_or(-1), console, stderr, elapsed: started.elapsed() })
+    }
+
+    /// What the guest's init printed of its remapping units: `unit ADDRESS has DEVICE ...`.
+    #[must_use]
+    pub fn units(&self) -> Vec<&str> {
+        let lines = self.console.lines().filter_map(|line| line.strip_prefix("guest-init: "));
+        lines.filter(|line| line.starts_with("unit ")).collect()
     }
 
     /// The selftest's results.
@@ -294,7 +335,14 @@ mod tests {
             vmlinux: "/elf".into(),
             initrd: "/initrd".into(),
         };
-        let guest = Guest::new().cpus(4).memory_mib(6144).svm("pri=off").elf().run("@exit:3").word("debug");
+        let guest = Guest::new()
+            .cpus(4)
+            .memory_mib(6144)
+            .svm("pri=off")
+            .elf()
+            .disk("a,readonly")
+            .run("@exit:3")
+            .word("debug");
         let words: Vec<String> =
             guest.arguments(&materials).iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let expected = [
@@ -311,6 +359,8 @@ mod tests {
             "6144",
             "--serial",
             "stdio",
+            "--disk",
+            "a,readonly",
             "--svm=pri=off",
         ];
         assert_eq!(words, expected);

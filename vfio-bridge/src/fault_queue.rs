@@ -2,7 +2,7 @@
 //!
 //! A group of faults has a *cookie* from the moment it is read until it is answered: by us, or by the kernel when
 //! what the group came through is detached. Then the number may be given to another group. So an answer is written,
-//! and cookies are forgotten, under one lock ([`Cookies`] lies behind it), and nothing is read between a
+//! and cookies are forgotten, under one lock (`Cookies` lies behind it), and nothing is read between a
 //! detachment and the forgetting (the backend's delivery lock).
 
 use std::collections::HashMap;

@@ -37,7 +37,7 @@ fn a_binding_costs_no_more_than_it_must() {
         ("replace", Some(5), vec![first(1, 0x1000), first(1, 0x2000)], [2, 0, 2]),
         ("unbind", Some(5), vec![first(1, 0x1000), Domain::Blocked], [1, 1, 1]),
         ("pass through", Some(5), vec![PASS, Domain::PassThrough { id: DomainId(4) }], [1, 0, 0]),
-        ("without PASID", None, vec![PASS, first(1, 0x1000)], [2, 0, 1]),
+        ("without PASID, onto a fault queue", None, vec![PASS, first(1, 0x1000)], [2, 1, 1]),
         ("without PASID, off a fault queue", None, vec![first(1, 0x1000), first(1, 0x2000)], [2, 1, 2]),
         ("PASID 0 is without PASID", Some(0), vec![first(1, 0x1000), PASS], [2, 1, 1]),
     ];

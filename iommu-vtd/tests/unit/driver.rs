@@ -50,7 +50,8 @@ impl Machine {
     pub(crate) fn new() -> Self {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
         let msi = Arc::new(RecordingMsi::default());
-        let capability = Capability::new(&Profile::svm(46)).unwrap();
+        let profile = Profile { interrupt_remapping: false, ..Profile::svm(46) }.settled();
+        let capability = Capability::new(&profile).unwrap();
         let config = UnitConfig { capability, source: SourceId(0) };
         let unit = Arc::new(Unit::new(&config, memory.clone(), msi.clone()));
         Self { memory, unit, msi }

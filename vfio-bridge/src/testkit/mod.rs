@@ -10,6 +10,7 @@
 mod device;
 mod faults;
 mod iommufd;
+mod yes;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::kernel::{HwInfo, VendorInfo, capability};
 use crate::sys::uapi::{FaultRecord, VtdS1};
 
 pub use device::{FakeDevice, config_space};
+pub use yes::{YesDevice, YesKernel};
 
 /// The calls that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -123,6 +125,8 @@ pub struct Audit {
     pub stale_responses: usize,
     /// Answers of all groups ever made, in order.
     pub groups: Vec<Vec<Answer>>,
+    /// Calls that were made to fail.
+    pub failed: usize,
     /// References to fault queues that hosts of the kind modelled lose, for good.
     pub lost_fault_references: usize,
 }
@@ -209,6 +213,7 @@ impl World {
                 failed = Some(*failure);
             }
         }
+        self.audit.failed += usize::from(failed.is_some());
         failed.map_or(Ok(()), Err)
     }
 

@@ -1,13 +1,13 @@
 //! Interrupts into the guest: messages by `KVM_SIGNAL_MSI`, and the routes from which KVM learns which vectors
 //! the IOAPIC wants to hear the end of.
 //!
-//! Devices are given a sink, not this one by name: interrupt remapping goes between them and [`KvmMsi`]. The
+//! Devices are given a sink, not this one by name: interrupt remapping stands between them and [`KvmMsi`]. The
 //! VT-d unit's own events use [`KvmMsi`] directly, since they are never remapped (Rev 5.10 §5.1.1).
 
 use std::sync::Arc;
 
 use devices::ioapic::{PinRoute, RouteObserver};
-use iommu_core::{Msi, MsiSink, SourceId};
+use iommu_core::{InterruptRemapper, Msi, MsiSink, RouteListener, SourceId};
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi};
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
@@ -51,43 +51,102 @@ fn split_address(address: u64) -> Option<(u32, u32)> {
     inside.then_some((low, high & DESTINATION_HI))
 }
 
+/// Who takes KVM's routing table: KVM.
+pub(crate) trait RoutingTable: Send + Sync {
+    /// Replaces all routes by these.
+    fn replace(&self, routes: &[kvm_irq_routing_entry]) -> Result<(), String>;
+}
+
+impl RoutingTable for Arc<VmFd> {
+    fn replace(&self, routes: &[kvm_irq_routing_entry]) -> Result<(), String> {
+        let table = KvmIrqRouting::from_entries(routes).map_err(|error| format!("{error:?}"))?;
+        self.set_gsi_routing(&table).map_err(|error| error.to_string())
+    }
+}
+
+/// What the IOAPIC's pins send, and what KVM knows of it.
+#[derive(Default)]
+struct Pins {
+    /// Messages of level-triggered entries, as the IOAPIC sends them.
+    sent: [Option<Msi>; gsi::PINS as usize],
+    /// Those of them that arrive level-triggered, as they arrive. This is KVM's table.
+    routed: [Option<Msi>; gsi::PINS as usize],
+}
+
 /// KVM's routing table, pin by pin. With the IOAPIC outside the kernel no interrupt takes these routes; KVM
 /// computes from them which vectors leave the guest when the guest ends them.
+///
+/// A local APIC ends what reached it: so the routes are those after remapping, and are resolved anew when
+/// remapping changes. An interrupt that remapping made edge-triggered has no end to be told of; the guest ends it
+/// at the IOAPIC's own register.
 pub(crate) struct IoapicRoutes {
-    vm: Arc<VmFd>,
-    pins: Mutex<[Option<Msi>; gsi::PINS as usize]>,
+    table: Box<dyn RoutingTable>,
+    source: SourceId,
+    remapper: Option<Arc<dyn InterruptRemapper>>,
+    pins: Mutex<Pins>,
 }
 
 impl IoapicRoutes {
-    /// No pin is routed.
-    pub(crate) fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, pins: Mutex::new([None; gsi::PINS as usize]) }
+    /// No pin is routed. Messages are sent as `source` and go through `remapper`, if there is one; whoever
+    /// constructs this adds it there as a listener.
+    pub(crate) fn new(
+        table: impl RoutingTable + 'static,
+        source: SourceId,
+        remapper: Option<Arc<dyn InterruptRemapper>>,
+    ) -> Self {
+        Self { table: Box::new(table), source, remapper, pins: Mutex::default() }
     }
 
-    /// Routes `pin` to `msi`, as it arrives after remapping, or nowhere. Without a change nothing is done:
-    /// changing the table makes KVM wait for all CPUs. Pins beyond the last are ignored.
-    fn set(&self, pin: u8, msi: Option<Msi>) {
-        let mut pins = self.pins.lock();
-        match pins.get_mut(usize::from(pin)) {
-            Some(route) if *route != msi => *route = msi,
-            _ => return,
+    /// The pins whose level-triggered interrupt reaches local APICs as `vector`.
+    pub(crate) fn pins_of(&self, vector: u8) -> Vec<u8> {
+        let pins = self.pins.lock();
+        let arrives = |msi: &Option<Msi>| msi.is_some_and(|msi| msi.data.to_le_bytes()[0] == vector);
+        (0..).zip(&pins.routed).filter(|(_, msi)| arrives(msi)).map(|(pin, _)| pin).collect()
+    }
+
+    /// Brings KVM's table up to date. Without a change nothing is done: changing the table makes KVM wait for all
+    /// CPUs.
+    fn update(&self, pins: &mut Pins) {
+        let routed = pins.sent.map(|msi| self.arriving(msi?).filter(is_level));
+        if routed == pins.routed {
+            return;
         }
-        let entries: Vec<_> = (0..).zip(pins.iter()).filter_map(|(pin, msi)| route(pin, (*msi)?)).collect();
-        let result = KvmIrqRouting::from_entries(&entries).map_err(|error| format!("{error:?}"));
-        let result =
-            result.and_then(|table| self.vm.set_gsi_routing(&table).map_err(|error| error.to_string()));
-        if let Err(error) = result {
-            log::warn!("interrupt route of pin {pin} not set: {error}");
+        pins.routed = routed;
+        let entries: Vec<_> = (0..).zip(routed).filter_map(|(pin, msi)| route(pin, msi?)).collect();
+        if let Err(error) = self.table.replace(&entries) {
+            log::warn!("interrupt routes not set: {error}");
+        }
+    }
+
+    fn arriving(&self, msi: Msi) -> Option<Msi> {
+        match &self.remapper {
+            Some(remapper) => remapper.resolve(self.source, msi),
+            None => Some(msi),
         }
     }
 }
 
 impl RouteObserver for IoapicRoutes {
     /// Only the ends of level-triggered interrupts are reported. A masked entry keeps its route: what it sent
-    /// before is still to be ended.
+    /// before is still to be ended. Pins beyond the last are ignored.
     fn route_changed(&self, pin: u8, route: &PinRoute) {
-        self.set(pin, route.level.then_some(route.msi));
+        let mut pins = self.pins.lock();
+        if let Some(sent) = pins.sent.get_mut(usize::from(pin)) {
+            *sent = route.level.then_some(route.msi);
+            self.update(&mut pins);
+        }
     }
+}
+
+impl RouteListener for IoapicRoutes {
+    fn routes_changed(&self) {
+        self.update(&mut self.pins.lock());
+    }
+}
+
+/// Trigger mode of a message's data: level.
+fn is_level(msi: &Msi) -> bool {
+    msi.data & 1 << 15 != 0
 }
 
 fn route(gsi: u32, msi: Msi) -> Option<kvm_irq_routing_entry> {
@@ -116,5 +175,72 @@ mod tests {
         ] {
             assert_eq!(split_address(address), expected, "{address:#x}");
         }
+    }
+
+    const SOURCE: SourceId = SourceId::from_bdf(0xff, 0, 0);
+
+    /// Notes (GSI, address, data) of every table.
+    #[derive(Default)]
+    struct Notes(Mutex<Vec<Vec<(u32, u64, u32)>>>);
+    impl RoutingTable for Arc<Notes> {
+        fn replace(&self, routes: &[kvm_irq_routing_entry]) -> Result<(), String> {
+            let read = |entry: &kvm_irq_routing_entry| {
+                // SAFETY: all entries of these tests are messages.
+                let msi = unsafe { entry.u.msi };
+                (entry.gsi, u64::from(msi.address_hi) << 32 | u64::from(msi.address_lo), msi.data)
+            };
+            self.0.lock().push(routes.iter().map(read).collect());
+            Ok(())
+        }
+    }
+
+    /// Turns every message into one, or blocks all.
+    #[derive(Default)]
+    struct Fixed(Mutex<Option<Msi>>);
+    impl InterruptRemapper for Fixed {
+        fn deliver(&self, _: SourceId, _: Msi, _: &dyn MsiSink) {}
+        fn resolve(&self, source: SourceId, _: Msi) -> Option<Msi> {
+            assert_eq!(source, SOURCE);
+            *self.0.lock()
+        }
+        fn add_listener(&self, _: std::sync::Weak<dyn RouteListener>) {}
+    }
+
+    fn pin(vector: u32, level: bool) -> PinRoute {
+        let msi = Msi { address: 0xfee0_1000, data: 0x4000 | u32::from(level) << 15 | vector };
+        PinRoute { msi, level, masked: false }
+    }
+
+    #[test]
+    fn only_level_triggered_pins_are_routed_and_only_when_they_change() {
+        let notes = Arc::new(Notes::default());
+        let routes = IoapicRoutes::new(notes.clone(), SOURCE, None);
+        routes.route_changed(4, &pin(0x31, false));
+        routes.route_changed(5, &pin(0x31, true));
+        routes.route_changed(5, &pin(0x31, true));
+        routes.route_changed(gsi::PINS, &pin(0x31, true));
+        routes.routes_changed();
+        assert_eq!(*notes.0.lock(), [[(5, 0xfee0_1000, 0xc031)]]);
+        assert_eq!((routes.pins_of(0x31), routes.pins_of(0x32)), (vec![5], vec![]));
+        routes.route_changed(5, &pin(0x31, false));
+        assert_eq!(notes.0.lock().last(), Some(&vec![]));
+    }
+
+    #[test]
+    fn routes_are_those_after_remapping() {
+        let (notes, remapper) = (Arc::new(Notes::default()), Arc::new(Fixed::default()));
+        let routes = IoapicRoutes::new(notes.clone(), SOURCE, Some(remapper.clone()));
+        let becomes = |msi| {
+            *remapper.0.lock() = msi;
+            routes.routes_changed();
+            notes.0.lock().last().cloned()
+        };
+        routes.route_changed(9, &pin(9, true));
+        assert_eq!(*notes.0.lock(), Vec::<Vec<_>>::new(), "blocked");
+        let high = 0x0001_0100_fee0_200c;
+        assert_eq!(becomes(Some(Msi { address: high, data: 0xc051 })), Some(vec![(9, high, 0xc051)]));
+        assert_eq!((routes.pins_of(0x51), routes.pins_of(9)), (vec![9], vec![]));
+        assert_eq!(becomes(Some(Msi { address: high, data: 0x4051 })), Some(vec![]), "edge after remapping");
+        assert_eq!(routes.pins_of(0x51), Vec::<u8>::new());
     }
 }

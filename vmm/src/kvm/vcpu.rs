@@ -404,7 +404,7 @@ mod tests {
         (sregs.idt.base, sregs.idt.limit) = (table, 0xfff);
         machine.fd.set_sregs(&sregs).unwrap();
 
-        let routes = Arc::new(IoapicRoutes::new(machine.vm.fd().clone()));
+        let routes = Arc::new(IoapicRoutes::new(machine.vm.fd().clone(), SourceId(0xff00), None));
         let message = Arc::new(KvmMsi::new(machine.vm.fd().clone()));
         let ioapic = IoApic::new(SourceId(0xff00), message, Some(routes));
         machine.ioapic = Some(ioapic.clone());

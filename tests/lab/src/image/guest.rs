@@ -58,13 +58,14 @@ pub fn with_modules(cache: &Cache, base: &Path, kernel: &str, modules: &Path) ->
 
 fn programs_of_guest() -> Result<Archive> {
     let init = programs::binary("guest", "guest-init")?;
-    let selftest = programs::binary("guest", "svm-selftest")?;
     let mut archive = Archive::new();
     for folder in ["proc", "sys", "tmp", "run"] {
         archive.folder(folder);
     }
     archive.host_file("/init", &init)?;
-    archive.host_file("/bin/svm-selftest", &selftest)?;
+    for name in ["svm-selftest", "disk-check"] {
+        archive.host_file(&format!("/bin/{name}"), &programs::binary("guest", name)?)?;
+    }
     Ok(archive)
 }
 

@@ -7,6 +7,8 @@ pub(crate) enum Action {
     Run(Vec<String>),
     /// Print the whole kernel log.
     KernelLog,
+    /// Print which remapping unit has which device.
+    Units,
     /// Power the machine off without a word on the exit port.
     PowerOff,
     /// Restart the machine.
@@ -35,6 +37,7 @@ fn one(value: &str) -> Action {
     let (verb, argument) = name.split_once(':').unwrap_or((name, ""));
     match (verb, argument) {
         ("dmesg", "") => Action::KernelLog,
+        ("units", "") => Action::Units,
         ("poweroff", "") => Action::PowerOff,
         ("reboot", "") => Action::Restart,
         ("panic", "") => Action::Panic,
@@ -57,6 +60,7 @@ mod tests {
             ("a program", "a svmm.run=/bin/x b", vec![run(&["/bin/x"])]),
             ("arguments", "svmm.run=/bin/x,--filter,a=b\n", vec![run(&["/bin/x", "--filter", "a=b"])]),
             ("order is kept", "svmm.run=/a svmm.run=@dmesg", vec![run(&["/a"]), Action::KernelLog]),
+            ("units", "svmm.run=@units", vec![Action::Units]),
             ("power off", "svmm.run=@poweroff", vec![Action::PowerOff]),
             ("restart", "svmm.run=@reboot", vec![Action::Restart]),
             ("panic", "svmm.run=@panic", vec![Action::Panic]),

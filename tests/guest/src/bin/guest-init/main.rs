@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `PROGRAM,ARG,ARG` | runs the program; may be given several times, the first status that is not 0 counts |
 //! | `@dmesg` | prints the whole kernel log between the markers |
+//! | `@units` | prints which remapping unit has which device |
 //! | `@poweroff`, `@reboot`, `@panic`, `@triple-fault` | ends the machine that way |
 //! | `@exit:N` | passes N to the exit port |
 //! | `@sleep` | waits to be stopped |
@@ -23,6 +24,7 @@ mod endpoint;
 mod klog;
 mod modules;
 mod sys;
+mod units;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -86,6 +88,7 @@ fn perform(actions: &[Action]) -> Option<u32> {
             Action::Run(words) => note(run(words)),
             Action::Exit(value) => note(*value),
             Action::KernelLog => print_log(str::to_owned),
+            Action::Units => units::list().iter().for_each(|line| println!("guest-init: {line}")),
             Action::PowerOff => finish(Ending::PowerOff),
             Action::Restart => finish(Ending::Restart),
             Action::TripleFault => {
