@@ -30,6 +30,8 @@ pub struct Materials {
     pub vmlinux: PathBuf,
     /// `SVMM_GUEST_INITRD`: an initial file system with `guest-init` and `svm-selftest`.
     pub initrd: PathBuf,
+    /// `SVMM_NEXT_INITRD`: the same, and in it a kernel to go on with.
+    pub next_initrd: PathBuf,
 }
 
 impl Materials {
@@ -47,6 +49,7 @@ impl Materials {
             kernel: path("SVMM_KERNEL")?,
             vmlinux: path("SVMM_VMLINUX")?,
             initrd: path("SVMM_GUEST_INITRD")?,
+            next_initrd: path("SVMM_NEXT_INITRD")?,
         })
     }
 }
@@ -58,6 +61,7 @@ pub struct Guest {
     memory_mib: u64,
     svm: Option<String>,
     elf: bool,
+    next_kernel: bool,
     disks: Vec<String>,
     options: Vec<String>,
     words: Vec<String>,
@@ -78,6 +82,7 @@ impl Guest {
             memory_mib: 512,
             svm: Some(String::new()),
             elf: false,
+            next_kernel: false,
             disks: Vec::new(),
             options: Vec::new(),
             words: Vec::new(),
@@ -139,6 +144,13 @@ impl Guest {
         self
     }
 
+    /// Puts a kernel into the initial file system, and `what` is the thing to do when that runs.
+    #[must_use]
+    pub fn then(mut self, what: &str) -> Self {
+        self.next_kernel = true;
+        self.word(&format!("svmm.next={what}"))
+    }
+
     /// Adds something for the guest's init to do: `PROGRAM,ARG,...` or `@ACTION`.
     #[must_use]
     pub fn run(self, what: &str) -> Self {
@@ -165,7 +177,8 @@ impl Guest {
         let mut arguments: Vec<OsString> = vec!["run".into()];
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
         option("--kernel", kernel.into());
-        option("--initrd", materials.initrd.clone().into());
+        let initrd = if self.next_kernel { &materials.next_initrd } else { &materials.initrd };
+        option("--initrd", initrd.into());
         option("--cmdline", line.into());
         option("--cpus", self.cpus.to_string().into());
         option("--memory-mib", self.memory_mib.to_string().into());
@@ -334,6 +347,7 @@ mod tests {
             kernel: "/kernel".into(),
             vmlinux: "/elf".into(),
             initrd: "/initrd".into(),
+            next_initrd: "/next".into(),
         };
         let guest = Guest::new()
             .cpus(4)

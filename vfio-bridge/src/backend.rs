@@ -30,7 +30,7 @@ use crate::hwpt::NestParent;
 use crate::ioas::Ioas;
 use crate::kernel::{DeviceFile, Kernel};
 use crate::memory::HostRange;
-use crate::object::{Objects, refused};
+use crate::object::{BIND, MAKE_NEST_PARENT, Objects, refused};
 
 /// Devices of one guest whose first-stage tables the host walks.
 ///
@@ -92,7 +92,7 @@ impl NestedIommu {
     pub fn add_device(&self, source: SourceId, file: Box<dyn DeviceFile>) -> Result<Offer, HostError> {
         let mut bindings = self.bindings.lock();
         if bindings.devices.contains_key(&source) {
-            return Err(refused("bind to the iommufd", format!("device {source}"), Errno::EXIST));
+            return Err(refused(BIND, format!("device {source}"), Errno::EXIST));
         }
         let device = Device::bind(self.objects.kernel(), source, file)?;
         let parent = find_parent(&mut bindings.parents, &self.ioas, &device)?;
@@ -307,7 +307,7 @@ fn find_parent(
         }
     }
     let parent = NestParent::new(ioas, device.id(), pasid);
-    let parent = parent.map_err(|errno| refused("make a nest parent", device, errno))?;
+    let parent = parent.map_err(|errno| refused(MAKE_NEST_PARENT, device, errno))?;
     try_parent(device, &parent)?;
     parents.push(Arc::new(parent));
     Ok(parents.len() - 1)

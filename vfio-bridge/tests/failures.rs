@@ -234,8 +234,7 @@ const ERRNOS: [Errno; 5] = [Errno::IO, Errno::BUSY, Errno::INVAL, Errno::NOMEM, 
 fn each_call_may_fail_once() {
     let mut runs = 0;
     for errno in ERRNOS {
-        for (damage, partial) in [(Damage::Torn, 0), (Damage::None, 0), (Damage::Torn, 1), (Damage::None, 2)]
-        {
+        for (damage, partial) in [(Damage::Torn, 0), (Damage::None, 1), (Damage::Done, 2)] {
             for after in 0.. {
                 let kernel = FakeKernel::new();
                 kernel.fail(Failure { errno, damage, partial, ..Failure::nth(after) });
@@ -253,7 +252,7 @@ fn each_call_may_fail_once() {
             }
         }
     }
-    assert!(runs > 20 * 100, "a history has hundreds of calls: {runs}");
+    assert!(runs > 15 * 100, "a history has hundreds of calls: {runs}");
 }
 
 const CALLS: [Call; 14] = [
@@ -278,7 +277,7 @@ const CALLS: [Call; 14] = [
 fn each_kind_of_call_may_fail_for_long() {
     let lengths = [0, 1, 2, 3, 5, 8, 13, 21, 34, 55];
     for (call, errno) in CALLS.into_iter().flat_map(|call| ERRNOS.map(|errno| (call, errno))) {
-        for (after, damage) in lengths.into_iter().flat_map(|n| [(n, Damage::Torn), (n, Damage::None)]) {
+        for (after, damage) in lengths.into_iter().flat_map(|n| [(n, Damage::Torn), (n, Damage::Done)]) {
             let kernel = FakeKernel::new();
             kernel.fail(Failure { after, damage, ..Failure::always(call, errno) });
             let machine = history(&kernel);

@@ -65,9 +65,12 @@ fn failure() -> impl Strategy<Value = Failure> {
         Just(Call::FaultWrite),
     ];
     let errno = prop_oneof![Just(Errno::IO), Just(Errno::BUSY), Just(Errno::NOMEM)];
-    (call, errno, 1..5_usize, 0..3_usize, any::<bool>()).prop_map(|(call, errno, times, partial, torn)| {
-        let damage = if torn { Damage::Torn } else { Damage::None };
-        Failure { times, partial, damage, ..Failure::next(call, errno) }
+    let damage = prop_oneof![Just(Damage::None), Just(Damage::Torn), Just(Damage::Done)];
+    (call, errno, 1..5_usize, 0..3_usize, damage).prop_map(|(call, errno, times, partial, damage)| Failure {
+        times,
+        partial,
+        damage,
+        ..Failure::next(call, errno)
     })
 }
 

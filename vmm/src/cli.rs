@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::outcome::EXIT_CODES;
 
-const EXAMPLES: &str = "\
+/// For the help text.
+pub(crate) const EXAMPLES: &str = "\
 Examples:
   A guest with a serial console on this terminal (leave with Ctrl-A x):
     svmm run --kernel bzImage --initrd initramfs.cpio --cmdline \"console=ttyS0\"
@@ -22,8 +23,8 @@ Examples:
     svmm run --kernel bzImage --initrd initramfs.cpio --iommu full,aw-bits=57 --iommu legacy,id=old \\
         --svm --disk data.img,iommu=old
 
-  A unit as hardware of some years ago had it, and one without interrupt remapping that caches what is absent:
-    svmm run --kernel bzImage --iommu scalable,pasid-bits=0 --svm ats=off
+  A unit in scalable mode without PASIDs, and one without interrupt remapping that caches what is absent:
+    svmm run --kernel bzImage --iommu scalable,pasid-bits=0 --disk data.img
     svmm run --kernel bzImage --iommu svm,intremap=off,caching-mode=on,id=u0 --svm iommu=u0
 
   Can this host run guests, and how fast?

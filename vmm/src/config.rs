@@ -223,6 +223,30 @@ mod tests {
     }
 
     #[test]
+    fn examples_of_the_help_text_are_right() {
+        let text = crate::cli::EXAMPLES.replace("\\\n", " ").replace('"', "'");
+        let commands: Vec<&str> = text.lines().filter(|line| line.starts_with("    svmm run")).collect();
+        assert!(commands.len() > 5);
+        for command in commands {
+            // What stands in quotes is one word; no other holds a blank.
+            let words = command.split('\'').enumerate().flat_map(|(index, part)| match index % 2 {
+                0 => part.split_whitespace().collect(),
+                _ => vec![part],
+            });
+            let crate::cli::Command::Run(run) = crate::cli::Cli::try_parse_from(words).unwrap().command
+            else {
+                panic!("{command}");
+            };
+            let units = units::parse_all(&run.iommu).unwrap();
+            svm::parse_all(&run.svm, &units).unwrap();
+            for disk in &run.disks {
+                let (_, options) = disk.split_once(',').unwrap_or((disk, ""));
+                Placement::take(options, "--disk", &units).unwrap();
+            }
+        }
+    }
+
+    #[test]
     fn host_memory_is_ram_and_swap() {
         for (meminfo, expected) in [
             ("MemTotal:  2048 kB\nMemFree: 1 kB\nSwapTotal: 1024 kB\n", Some(3)),

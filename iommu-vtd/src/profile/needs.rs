@@ -152,7 +152,7 @@ const SPECIAL: &[Special] = &[
     },
     Special {
         feature: "aw-bits=57",
-        needs: "fs5lp=on, or a second stage (ssts=on)",
+        needs: "fs5lp=on or ssts=on",
         broken: |p| p.address_width == 57 && p.scalable_mode && !p.five_level && !p.second_stage,
     },
 ];
@@ -291,7 +291,7 @@ mod tests {
             (
                 "57 bits and no table that has them",
                 |p| *p = Profile { address_width: 57, ..Profile::svm(46) },
-                "aw-bits=57 needs fs5lp=on, or a second stage (ssts=on)",
+                "aw-bits=57 needs fs5lp=on or ssts=on",
             ),
             ("PASIDs", |p| p.pasid_bits = 21, "pasid-bits cannot be '21'"),
             ("narrow CPUs", |p| p.host_address_width = 35, "host address width cannot be '35'"),

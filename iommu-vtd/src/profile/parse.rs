@@ -120,6 +120,8 @@ mod tests {
     use super::super::fields::LargestPage;
     use super::super::options::names;
     use super::*;
+    use proptest::prelude::*;
+    use proptest::{collection, sample};
 
     const FOUR: Platform = Platform { host_address_width: 46, five_level: false };
     const FIVE: Platform = Platform { five_level: true, ..FOUR };
@@ -216,5 +218,36 @@ mod tests {
         assert_eq!(all.len(), unique.len(), "{all:?}");
         let help = super::super::help();
         assert!(names().all(|name| help.contains(&format!("\n{name}="))), "{help}");
+    }
+
+    /// One item: a name that exists or not, with a value that fits or not.
+    fn item() -> impl Strategy<Value = String> {
+        let known: Vec<&str> =
+            names().chain(PRESETS.map(|preset| preset.name)).chain(["colour", ""]).collect();
+        let values = ["on", "off", "0", "16", "18", "39", "48", "57", "2m", "1g", "maybe", ""];
+        (sample::select(known), sample::select(values.to_vec()))
+            .prop_map(|(name, value)| format!("{name}={value}"))
+    }
+
+    proptest! {
+        /// Whatever is accepted makes a unit, and settling it changes nothing.
+        #[test]
+        fn what_is_accepted_is_possible(
+            preset in sample::select(PRESETS.map(|preset| preset.name).to_vec()),
+            items in collection::vec(item(), 0..6),
+            five_level: bool,
+        ) {
+            let text = format!("{preset},{}", items.join(","));
+            if let Ok(profile) = Profile::parse(&text, Platform { host_address_width: 46, five_level }) {
+                prop_assert!(crate::Capability::new(&profile).is_ok());
+                prop_assert_eq!(profile.settled(), profile);
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC*") {
+            let read = Profile::parse(&text, FOUR);
+            prop_assert!(read.is_ok() || !read.unwrap_err().to_string().is_empty());
+        }
     }
 }

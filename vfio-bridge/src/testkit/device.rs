@@ -142,8 +142,10 @@ impl DeviceFile for FakeDevice {
     fn attach(&self, pasid: Option<u32>, table: ObjectId) -> Result<()> {
         let mut world = self.kernel.world();
         if let Err(Failure { errno, damage, .. }) = world.enter(Call::Attach) {
-            if damage == Damage::Torn {
-                world.tear(self.index, pasid);
+            match damage {
+                Damage::None => {}
+                Damage::Torn => world.tear(self.index, pasid),
+                Damage::Done => return world.attach(self.index, pasid, table.0).and(Err(errno)),
             }
             world.count_lost(self.index, pasid, table.0);
             return Err(errno);

@@ -103,6 +103,8 @@ pub enum Damage {
     None,
     /// Nothing is in use. The kernel's books still name the old one.
     Torn,
+    /// The new one is in use. No kernel is known to do so; it is the worst that one could.
+    Done,
 }
 
 /// How a page request group was answered.

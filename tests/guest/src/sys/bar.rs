@@ -6,10 +6,10 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use crate::endpoint::Registers;
+use crate::registers::Registers;
 
 /// A mapped region of device registers.
-pub(crate) struct Bar {
+pub struct Bar {
     start: NonNull<u8>,
     length: usize,
 }
@@ -21,12 +21,15 @@ unsafe impl Send for Bar {}
 unsafe impl Sync for Bar {}
 
 impl Bar {
-    /// Maps the first `length` bytes that `file`, a uio device or a PCI resource file, offers.
-    pub(crate) fn map(file: &File, length: usize) -> io::Result<Self> {
+    /// Maps `length` bytes from `offset` on that `file`, a uio or VFIO device or a PCI resource file, offers.
+    ///
+    /// # Errors
+    /// It does not offer them.
+    pub fn map(file: &File, offset: i64, length: usize) -> io::Result<Self> {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice.
         let start = unsafe {
-            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
+            libc::mmap(std::ptr::null_mut(), length, protection, libc::MAP_SHARED, file.as_raw_fd(), offset)
         };
         match NonNull::new(start.cast::<u8>()) {
             Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => Ok(Self { start, length }),

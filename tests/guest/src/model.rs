@@ -1,7 +1,7 @@
 //! What the device's operations do, written down plainly, and the bytes that tests use.
 
 /// CRC-32C bit by bit; `before` is the CRC of what came before, 0 to start. Pure.
-pub(crate) fn crc32c(bytes: &[u8], before: u32) -> u32 {
+pub fn crc32c(bytes: &[u8], before: u32) -> u32 {
     let mut state = !before;
     for byte in bytes {
         state ^= u32::from(*byte);
@@ -13,18 +13,18 @@ pub(crate) fn crc32c(bytes: &[u8], before: u32) -> u32 {
 }
 
 /// `length` bytes of a repeated pattern, lowest byte first. Pure.
-pub(crate) fn fill(pattern: u64, length: usize) -> Vec<u8> {
+pub fn fill(pattern: u64, length: usize) -> Vec<u8> {
     pattern.to_le_bytes().into_iter().cycle().take(length).collect()
 }
 
 /// Offset of the first difference. Pure.
-pub(crate) fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
+pub fn first_difference(a: &[u8], b: &[u8]) -> Option<usize> {
     a.iter().zip(b).position(|(a, b)| a != b)
 }
 
 /// Offsets of list nodes, 8 bytes each, in the order in which the list visits them: 4 a page,
 /// pages in random order. Pure, but for the random numbers.
-pub(crate) fn random_list(random: &mut Random, length: usize) -> Vec<usize> {
+pub fn random_list(random: &mut Random, length: usize) -> Vec<usize> {
     const SPACING: usize = 1024;
     let mut nodes: Vec<usize> =
         (0..length / SPACING).map(|index| index * SPACING + random.below(100) * 8).collect();
@@ -36,16 +36,16 @@ pub(crate) fn random_list(random: &mut Random, length: usize) -> Vec<usize> {
 
 /// Random numbers that a seed repeats (the splitmix64 sequence).
 #[derive(Clone, Debug)]
-pub(crate) struct Random(u64);
+pub struct Random(u64);
 
 impl Random {
     /// The sequence of a seed.
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// The next 64 bits.
-    pub(crate) fn next(&mut self) -> u64 {
+    pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -54,13 +54,13 @@ impl Random {
     }
 
     /// A number below `end`, which is not 0.
-    pub(crate) fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % (end as u64)).unwrap_or(0)
+    pub fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.bits() % (end as u64)).unwrap_or(0)
     }
 
     /// `length` bytes without a zero among them, so that a lost page shows.
-    pub(crate) fn bytes(&mut self, length: usize) -> Vec<u8> {
-        let words = std::iter::repeat_with(|| self.next().to_le_bytes());
+    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
+        let words = std::iter::repeat_with(|| self.bits().to_le_bytes());
         words.flatten().take(length).map(|byte| byte | 1).collect()
     }
 }
@@ -83,7 +83,7 @@ mod tests {
         assert_eq!(first_difference(b"abc", b"abc"), None);
         let (mut a, mut b) = (Random::new(7), Random::new(7));
         assert_eq!(a.bytes(100), b.bytes(100));
-        assert_ne!(a.next(), Random::new(8).next());
+        assert_ne!(a.bits(), Random::new(8).bits());
         assert!(a.bytes(1000).iter().all(|byte| *byte != 0));
     }
 }

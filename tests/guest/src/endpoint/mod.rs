@@ -12,26 +12,15 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
-pub(crate) use descriptor::{Completion, DESCRIPTOR_WORDS, NO_DIFFERENCE, Operation, Reason, Status};
-pub(crate) use device::{Counters, Device, Timeline, rest};
-pub(crate) use pci::{ConfigSpace, PciEndpoint};
-pub(crate) use queue::{Queue, QueueSetup, Ticket, poll_record};
-pub(crate) use regs::{control, global, portal};
-
-/// A window of device registers. Offsets are multiples of the access's width.
-pub(crate) trait Registers: Send + Sync {
-    /// A 32-bit load.
-    fn read32(&self, offset: usize) -> u32;
-    /// A 64-bit load.
-    fn read64(&self, offset: usize) -> u64;
-    /// A 32-bit store.
-    fn write32(&self, offset: usize, value: u32);
-    /// A 64-bit store.
-    fn write64(&self, offset: usize, value: u64);
-}
+pub use crate::registers::Registers;
+pub use descriptor::{Completion, DESCRIPTOR_WORDS, NO_DIFFERENCE, Operation, RECORD_BYTES, Reason, Status};
+pub use device::{Counters, Device, Timeline, identify, reset, rest};
+pub use pci::{ConfigSpace, PciEndpoint, find};
+pub use queue::{Queue, QueueSetup, Records, Ticket, poll_record};
+pub use regs::{BAR_BYTES, ID, control, global, portal};
 
 /// A way to reach an endpoint.
-pub(crate) trait Endpoint {
+pub trait Endpoint {
     /// Binds this process's address space and maps the registers. One opener at a time.
     fn open(&self) -> Result<Session>;
     /// Maps the registers without binding anything.
@@ -45,11 +34,11 @@ pub(crate) trait Endpoint {
 }
 
 /// An open endpoint: while it lives, the PASID names this process's address space.
-pub(crate) struct Session {
+pub struct Session {
     /// BAR0.
-    pub(crate) registers: Arc<dyn Registers>,
+    pub registers: Arc<dyn Registers>,
     /// What the driver bound.
-    pub(crate) pasid: u32,
+    pub pasid: u32,
     /// Reads yield the number of interrupts so far, 4 bytes.
-    pub(crate) interrupts: File,
+    pub interrupts: File,
 }

@@ -1,11 +1,11 @@
 //! Descriptors and completion records.
 
 /// 64-bit words of a descriptor.
-pub(crate) const DESCRIPTOR_WORDS: usize = 8;
+pub const DESCRIPTOR_WORDS: usize = 8;
 /// Size and alignment of a completion record.
-pub(crate) const RECORD_BYTES: usize = 32;
+pub const RECORD_BYTES: usize = 32;
 /// COMPARE's result when nothing differs.
-pub(crate) const NO_DIFFERENCE: u64 = u64::MAX;
+pub const NO_DIFFERENCE: u64 = u64::MAX;
 
 const FLAG_RECORD: u8 = 1;
 const FLAG_INTERRUPT: u8 = 1 << 1;
@@ -13,21 +13,21 @@ const FLAG_BLOCK: u8 = 1 << 2;
 
 /// What a descriptor asks for. Operations block on faults unless told otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Operation {
+pub struct Operation {
     /// Opcode, valid or not.
-    pub(crate) opcode: u8,
+    pub opcode: u8,
     /// Flag bits besides the one for the record.
-    pub(crate) flags: u8,
+    pub flags: u8,
     /// Source address.
-    pub(crate) source: u64,
+    pub source: u64,
     /// Destination address.
-    pub(crate) destination: u64,
+    pub destination: u64,
     /// Bytes, or hops.
-    pub(crate) length: u64,
+    pub length: u64,
     /// Pattern, or CRC to continue.
-    pub(crate) operand: u64,
+    pub operand: u64,
     /// Reserved bytes 2 and 3.
-    pub(crate) reserved: u16,
+    pub reserved: u16,
 }
 
 impl Operation {
@@ -37,49 +37,49 @@ impl Operation {
     }
 
     /// Nothing.
-    pub(crate) fn nop() -> Self {
+    pub fn nop() -> Self {
         Self::new(0, 0, 0, 0, 0)
     }
 
     /// Copies bytes.
-    pub(crate) fn copy(source: u64, destination: u64, length: usize) -> Self {
+    pub fn copy(source: u64, destination: u64, length: usize) -> Self {
         Self::new(1, source, destination, length, 0)
     }
 
     /// Fills with a pattern of 8 bytes.
-    pub(crate) fn fill(destination: u64, length: usize, pattern: u64) -> Self {
+    pub fn fill(destination: u64, length: usize, pattern: u64) -> Self {
         Self::new(2, 0, destination, length, pattern)
     }
 
     /// Compares bytes.
-    pub(crate) fn compare(source: u64, destination: u64, length: usize) -> Self {
+    pub fn compare(source: u64, destination: u64, length: usize) -> Self {
         Self::new(3, source, destination, length, 0)
     }
 
     /// CRC-32C.
-    pub(crate) fn crc(source: u64, length: usize, before: u32) -> Self {
+    pub fn crc(source: u64, length: usize, before: u32) -> Self {
         Self::new(4, source, 0, length, u64::from(before))
     }
 
     /// Follows a list.
-    pub(crate) fn chase(first: u64, hops: usize) -> Self {
+    pub fn chase(first: u64, hops: usize) -> Self {
         Self::new(5, first, 0, hops, 0)
     }
 
     /// Reports a missing page instead of asking for it.
-    pub(crate) fn without_block(mut self) -> Self {
+    pub fn without_block(mut self) -> Self {
         self.flags &= !FLAG_BLOCK;
         self
     }
 
     /// Sends the queue's interrupt at the end.
-    pub(crate) fn with_interrupt(mut self) -> Self {
+    pub fn with_interrupt(mut self) -> Self {
         self.flags |= FLAG_INTERRUPT;
         self
     }
 
     /// The descriptor, with a completion record wanted at `record`.
-    pub(crate) fn encode(&self, tag: u32, record: u64) -> [u64; DESCRIPTOR_WORDS] {
+    pub fn encode(&self, tag: u32, record: u64) -> [u64; DESCRIPTOR_WORDS] {
         let mut head = [0; 8];
         head[0] = self.opcode;
         head[1] = self.flags | FLAG_RECORD;
@@ -90,7 +90,7 @@ impl Operation {
     }
 
     /// What [`Operation::encode`] encoded: operation, tag, record.
-    pub(crate) fn decode(words: &[u64; DESCRIPTOR_WORDS]) -> (Self, u32, u64) {
+    pub fn decode(words: &[u64; DESCRIPTOR_WORDS]) -> (Self, u32, u64) {
         let [head, record, source, destination, length, operand, ..] = *words;
         let bytes = head.to_le_bytes();
         let [opcode, flags, low, high, tag @ ..] = bytes;
@@ -100,19 +100,19 @@ impl Operation {
     }
 
     /// Whether a missing page is to be asked for.
-    pub(crate) fn blocks(&self) -> bool {
+    pub fn blocks(&self) -> bool {
         self.flags & FLAG_BLOCK != 0
     }
 
     /// Whether an interrupt is to be sent.
-    pub(crate) fn interrupts(&self) -> bool {
+    pub fn interrupts(&self) -> bool {
         self.flags & FLAG_INTERRUPT != 0
     }
 }
 
 /// How a descriptor ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Status {
+pub enum Status {
     /// Done.
     Success,
     /// Ended at the fault address.
@@ -127,7 +127,7 @@ pub(crate) enum Status {
 
 /// Why a descriptor faulted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
+pub enum Reason {
     /// The page is not accessible.
     NotAccessible,
     /// Page requests are unavailable or failed.
@@ -144,28 +144,28 @@ pub(crate) enum Reason {
 
 /// A completion record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Completion {
+pub struct Completion {
     /// How it ended.
-    pub(crate) status: Status,
+    pub status: Status,
     /// Whether the access that faulted was a write.
-    pub(crate) write: bool,
+    pub write: bool,
     /// Why it faulted; meaningless otherwise.
-    pub(crate) reason: Reason,
+    pub reason: Reason,
     /// Page requests of this descriptor.
-    pub(crate) page_requests: u16,
+    pub page_requests: u16,
     /// The descriptor's tag.
-    pub(crate) tag: u32,
+    pub tag: u32,
     /// Bytes, or hops.
-    pub(crate) completed: u64,
+    pub completed: u64,
     /// Where it faulted.
-    pub(crate) fault_address: u64,
+    pub fault_address: u64,
     /// As the opcode says.
-    pub(crate) result: u64,
+    pub result: u64,
 }
 
 impl Completion {
     /// Reads a record's four words; `None` while it is not complete.
-    pub(crate) fn decode(words: [u64; 4]) -> Option<Self> {
+    pub fn decode(words: [u64; 4]) -> Option<Self> {
         let [status, information, low, high, tag @ ..] = words[0].to_le_bytes();
         let status = match status {
             0 => return None,

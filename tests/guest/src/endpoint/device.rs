@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::queue::{Queue, QueueSetup};
+use super::queue::{Queue, QueueSetup, Records};
 use super::regs::{ID, control, global};
 use super::{Endpoint, Registers, Session};
 use crate::sys;
@@ -19,20 +19,20 @@ const REST: Duration = Duration::from_secs(20);
 
 /// Counters of the whole function since power-on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Counters {
+pub struct Counters {
     /// Descriptors that ended.
-    pub(crate) completed: u64,
+    pub completed: u64,
     /// Page requests sent.
-    pub(crate) page_requests: u64,
+    pub page_requests: u64,
     /// Submissions dropped.
-    pub(crate) dropped: u64,
+    pub dropped: u64,
     /// Completion records that could not be written.
-    pub(crate) records_lost: u64,
+    pub records_lost: u64,
 }
 
 impl Counters {
     /// Reads them.
-    pub(crate) fn read(registers: &dyn Registers) -> Self {
+    pub fn read(registers: &dyn Registers) -> Self {
         Self {
             completed: registers.read64(global::COMPLETED),
             page_requests: registers.read64(global::PAGE_REQUESTS),
@@ -44,19 +44,19 @@ impl Counters {
 
 /// One page request from end to end, in nanoseconds of the device's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Timeline {
+pub struct Timeline {
     /// Miss, sent, queued, response, retry.
-    pub(crate) moments: [u64; 5],
+    pub moments: [u64; 5],
     /// The page.
-    pub(crate) address: u64,
+    pub address: u64,
     /// The queue that asked.
-    pub(crate) queue: u32,
+    pub queue: u32,
     /// Counts such page requests.
-    pub(crate) sequence: u32,
+    pub sequence: u32,
 }
 
 /// The endpoint while this process is bound to it.
-pub(crate) struct Device {
+pub struct Device {
     registers: Arc<dyn Registers>,
     pasid: u32,
     interrupts: File,
@@ -65,57 +65,56 @@ pub(crate) struct Device {
 impl Device {
     /// Opens and resets the endpoint. What an earlier process left behind is stopped before this
     /// one's address space is bound, since PASIDs are used again.
-    pub(crate) fn open(endpoint: &dyn Endpoint) -> Result<Self> {
+    pub fn open(endpoint: &dyn Endpoint) -> Result<Self> {
         reset(endpoint.peek()?.as_ref()).context("before binding")?;
         let Session { registers, pasid, interrupts } = endpoint.open()?;
-        let (id, version) = (registers.read32(global::ID), registers.read32(global::VERSION));
-        ensure!(id == ID && version == 1, "unknown endpoint: id {id:#x}, version {version}");
+        identify(registers.as_ref())?;
         Ok(Self { registers, pasid, interrupts })
     }
 
     /// What names this process's address space.
-    pub(crate) fn pasid(&self) -> u32 {
+    pub fn pasid(&self) -> u32 {
         self.pasid
     }
 
     /// How many queues there are.
-    pub(crate) fn queues(&self) -> usize {
+    pub fn queues(&self) -> usize {
         queues(self.registers.as_ref())
     }
 
     /// Descriptors that a queue holds.
-    pub(crate) fn depth(&self) -> usize {
+    pub fn depth(&self) -> usize {
         1 << ((self.registers.read32(global::CAPS) >> 8) & 0xff)
     }
 
     /// The open file that holds the bond.
-    pub(crate) fn file(&self) -> RawFd {
+    pub fn file(&self) -> RawFd {
         self.interrupts.as_raw_fd()
     }
 
     /// The global STATUS register.
-    pub(crate) fn status(&self) -> u32 {
+    pub fn status(&self) -> u32 {
         self.registers.read32(global::STATUS)
     }
 
     /// The function's counters.
-    pub(crate) fn counters(&self) -> Counters {
+    pub fn counters(&self) -> Counters {
         Counters::read(self.registers.as_ref())
     }
 
     /// Enables a queue for this process's address space.
-    pub(crate) fn queue(&self, index: usize) -> Result<Queue> {
+    pub fn queue(&self, index: usize) -> Result<Queue> {
         self.queue_with(index, QueueSetup { pasid: Some(self.pasid), vector: None })
     }
 
     /// Enables a queue.
-    pub(crate) fn queue_with(&self, index: usize, setup: QueueSetup) -> Result<Queue> {
+    pub fn queue_with(&self, index: usize, setup: QueueSetup) -> Result<Queue> {
         ensure!(index < self.queues(), "the endpoint has no queue {index}");
-        Queue::enable(self.registers.clone(), index, setup)
+        Ok(Queue::enable(self.registers.clone(), index, setup, Records::own()?))
     }
 
     /// The most recent page request that ended well; `None` before the first.
-    pub(crate) fn timeline(&self) -> Result<Option<Timeline>> {
+    pub fn timeline(&self) -> Result<Option<Timeline>> {
         for _ in 0..100 {
             let before = self.registers.read64(global::SEQUENCE);
             let moments = std::array::from_fn(|index| self.registers.read64(global::MISS + index * 8));
@@ -130,7 +129,7 @@ impl Device {
     }
 
     /// Waits for an interrupt that has not been seen yet; returns how many there were so far.
-    pub(crate) fn interrupt(&mut self, limit: Duration) -> Result<Option<u32>> {
+    pub fn interrupt(&mut self, limit: Duration) -> Result<Option<u32>> {
         if !sys::poll_readable(&self.interrupts, limit)? {
             return Ok(None);
         }
@@ -140,14 +139,27 @@ impl Device {
     }
 }
 
+/// Checks that the registers are those of an SVM endpoint.
+///
+/// # Errors
+/// They are not, or are of another version.
+pub fn identify(registers: &dyn Registers) -> Result<()> {
+    let (id, version) = (registers.read32(global::ID), registers.read32(global::VERSION));
+    ensure!(id == ID && version == 1, "unknown endpoint: id {id:#x}, version {version}");
+    Ok(())
+}
+
 /// Stops all queues and waits until they rest.
-fn reset(registers: &dyn Registers) -> Result<()> {
+///
+/// # Errors
+/// They do not.
+pub fn reset(registers: &dyn Registers) -> Result<()> {
     registers.write32(global::CTRL, 1);
     rest(registers)
 }
 
 /// Waits until no queue has anything under way.
-pub(crate) fn rest(registers: &dyn Registers) -> Result<()> {
+pub fn rest(registers: &dyn Registers) -> Result<()> {
     for queue in 0..queues(registers) {
         let active = || registers.read32(control::offset(queue, control::STATUS)) & control::ACTIVE != 0;
         wait_until(REST, || !active()).with_context(|| format!("queue {queue} does not come to rest"))?;

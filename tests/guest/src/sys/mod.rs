@@ -5,12 +5,12 @@ mod bar;
 mod call;
 mod map;
 
-pub(crate) use bar::Bar;
-pub(crate) use call::{copy_from_self, copy_to_self, fork_and, poll_readable, share_file};
-pub(crate) use map::{Mapping, Protection, Sharing};
+pub use bar::Bar;
+pub use call::{copy_from_self, copy_to_self, fork_and, poll_readable, share_file};
+pub use map::{Mapping, Protection, Sharing};
 
 /// Size of a page; x86 has no other base size.
-pub(crate) const PAGE: usize = 4096;
+pub const PAGE: usize = 4096;
 
 /// `PAGE` as an address difference.
-pub(crate) const PAGE_BYTES: u64 = 4096;
+pub const PAGE_BYTES: u64 = 4096;

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 /// Whether `file` becomes readable within `limit`.
-pub(crate) fn poll_readable(file: &File, limit: Duration) -> io::Result<bool> {
+pub fn poll_readable(file: &File, limit: Duration) -> io::Result<bool> {
     let mut entry = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
     let milliseconds = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
     // SAFETY: one valid entry.
@@ -20,7 +20,7 @@ pub(crate) fn poll_readable(file: &File, limit: Duration) -> io::Result<bool> {
 /// Runs `judge` in a child process; true if it returned true there.
 ///
 /// The child has one thread: `judge` must not wait for another one or take a lock that one may hold.
-pub(crate) fn fork_and(before_end: impl FnOnce() -> bool, judge: impl FnOnce() -> bool) -> io::Result<bool> {
+pub fn fork_and(before_end: impl FnOnce() -> bool, judge: impl FnOnce() -> bool) -> io::Result<bool> {
     let (mut ours, mut theirs) = std::os::unix::net::UnixStream::pair()?;
     // SAFETY: the child only runs `judge` and leaves by `_exit`.
     let child = unsafe { libc::fork() };
@@ -49,7 +49,7 @@ pub(crate) fn fork_and(before_end: impl FnOnce() -> bool, judge: impl FnOnce() -
 }
 
 /// A file that a child process has open, open here too: the same open file, not a second opening.
-pub(crate) fn share_file(child: u32, file: RawFd) -> io::Result<File> {
+pub fn share_file(child: u32, file: RawFd) -> io::Result<File> {
     // SAFETY: the arguments are integers.
     let handle = descriptor(unsafe { libc::syscall(libc::SYS_pidfd_open, child, 0) })?;
     // SAFETY: the arguments are integers.
@@ -67,7 +67,7 @@ fn descriptor(result: libc::c_long) -> io::Result<OwnedFd> {
 }
 
 /// Reads this process's memory as another process would: what is not accessible is an error.
-pub(crate) fn copy_from_self(address: u64, bytes: &mut [u8]) -> io::Result<()> {
+pub fn copy_from_self(address: u64, bytes: &mut [u8]) -> io::Result<()> {
     let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
     let remote = remote(address, bytes.len())?;
     // SAFETY: the kernel writes into `bytes` only and checks the remote range itself.
@@ -76,7 +76,7 @@ pub(crate) fn copy_from_self(address: u64, bytes: &mut [u8]) -> io::Result<()> {
 }
 
 /// Writes this process's memory as another process would: what is not writable is an error.
-pub(crate) fn copy_to_self(address: u64, bytes: &[u8]) -> io::Result<()> {
+pub fn copy_to_self(address: u64, bytes: &[u8]) -> io::Result<()> {
     let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let remote = remote(address, bytes.len())?;
     // SAFETY: callers pass only ranges of `Mapping`s, which nothing references; others are refused

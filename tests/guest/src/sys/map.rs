@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 /// Rights of a mapping.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Protection {
+pub enum Protection {
     /// No access.
     None,
     /// Loads.
@@ -30,7 +30,7 @@ impl Protection {
 
 /// Who sees stores to a file mapping.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Sharing {
+pub enum Sharing {
     /// Only this process.
     Private,
     /// The file.
@@ -40,7 +40,7 @@ pub(crate) enum Sharing {
 /// A mapping of whole pages, removed on drop. The CPU reaches it by copies in and out only, so no
 /// reference to memory that a device may write ever exists.
 #[derive(Debug)]
-pub(crate) struct Mapping {
+pub struct Mapping {
     start: NonNull<u8>,
     length: usize,
 }
@@ -52,18 +52,37 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Fresh private pages: none is present yet.
-    pub(crate) fn anonymous(length: usize) -> io::Result<Self> {
+    pub fn anonymous(length: usize) -> io::Result<Self> {
         Self::new(0, length, Protection::ReadWrite, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
     }
 
+    /// Fresh private pages whose first address is a multiple of `alignment`, itself a multiple of the page size.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn aligned(length: usize, alignment: usize) -> io::Result<Self> {
+        let mut whole = Self::anonymous(length + alignment)?;
+        let start = whole.start.as_ptr() as usize;
+        let skipped = start.next_multiple_of(alignment) - start;
+        whole.truncate(skipped + length)?;
+        let aligned = whole.pointer(&(skipped..skipped));
+        if skipped > 0 {
+            // SAFETY: the range is ours and no longer part of the mapping afterwards.
+            check(unsafe { libc::munmap(whole.start.as_ptr().cast(), skipped) })?;
+        }
+        whole.start = NonNull::new(aligned).unwrap_or(whole.start);
+        whole.length = length;
+        Ok(whole)
+    }
+
     /// Fresh private pages at `address`, where nothing may be mapped yet.
-    pub(crate) fn anonymous_at(address: u64, length: usize) -> io::Result<Self> {
+    pub fn anonymous_at(address: u64, length: usize) -> io::Result<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
         Self::new(address, length, Protection::ReadWrite, flags, -1)
     }
 
     /// The first `length` bytes of a file.
-    pub(crate) fn file(file: &File, length: usize, rights: Protection, sharing: Sharing) -> io::Result<Self> {
+    pub fn file(file: &File, length: usize, rights: Protection, sharing: Sharing) -> io::Result<Self> {
         let flags = match sharing {
             Sharing::Private => libc::MAP_PRIVATE,
             Sharing::Shared => libc::MAP_SHARED,
@@ -88,18 +107,19 @@ impl Mapping {
     }
 
     /// Where it starts.
-    pub(crate) fn address(&self) -> u64 {
+    pub fn address(&self) -> u64 {
         self.start.as_ptr() as u64
     }
 
     /// Where byte `offset` is.
-    pub(crate) fn at(&self, offset: usize) -> u64 {
+    pub fn at(&self, offset: usize) -> u64 {
         assert!(offset <= self.length);
         self.address() + offset as u64
     }
 
     /// Length in bytes.
-    pub(crate) fn len(&self) -> usize {
+    #[allow(clippy::len_without_is_empty, reason = "no mapping is empty")]
+    pub fn len(&self) -> usize {
         self.length
     }
 
@@ -110,7 +130,7 @@ impl Mapping {
     }
 
     /// The CPU's view of a range.
-    pub(crate) fn read(&self, range: Range<usize>) -> Vec<u8> {
+    pub fn read(&self, range: Range<usize>) -> Vec<u8> {
         let mut bytes = vec![0; range.len()];
         fence(Ordering::SeqCst);
         // SAFETY: `pointer` checked the range; the vector is as long and elsewhere.
@@ -119,12 +139,12 @@ impl Mapping {
     }
 
     /// The CPU's view of everything.
-    pub(crate) fn read_all(&self) -> Vec<u8> {
+    pub fn read_all(&self) -> Vec<u8> {
         self.read(0..self.length)
     }
 
     /// Stores `bytes` at `offset` by the CPU.
-    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
         let range = offset..offset + bytes.len();
         // SAFETY: `pointer` checked the range; the slice is elsewhere.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.pointer(&range), bytes.len()) };
@@ -132,12 +152,12 @@ impl Mapping {
     }
 
     /// One aligned 64-bit load, ordered before everything after it.
-    pub(crate) fn load(&self, offset: usize) -> u64 {
+    pub fn load(&self, offset: usize) -> u64 {
         self.word(offset).load(Ordering::Acquire)
     }
 
     /// One aligned 64-bit store, ordered after everything before it.
-    pub(crate) fn store(&self, offset: usize, value: u64) {
+    pub fn store(&self, offset: usize, value: u64) {
         self.word(offset).store(value, Ordering::SeqCst);
     }
 
@@ -149,12 +169,12 @@ impl Mapping {
     }
 
     /// Takes the pages away; private anonymous ones come back as zeros.
-    pub(crate) fn discard(&self, range: Range<usize>) -> io::Result<()> {
+    pub fn discard(&self, range: Range<usize>) -> io::Result<()> {
         self.advise(&range, libc::MADV_DONTNEED)
     }
 
     /// Asks for huge pages.
-    pub(crate) fn prefer_huge(&self) -> io::Result<()> {
+    pub fn prefer_huge(&self) -> io::Result<()> {
         self.advise(&(0..self.length), libc::MADV_HUGEPAGE)
     }
 
@@ -164,13 +184,13 @@ impl Mapping {
     }
 
     /// Changes the rights of a range.
-    pub(crate) fn protect(&self, range: Range<usize>, rights: Protection) -> io::Result<()> {
+    pub fn protect(&self, range: Range<usize>, rights: Protection) -> io::Result<()> {
         // SAFETY: the range is ours; a copy that lacks the rights ends the program, not its soundness.
         check(unsafe { libc::mprotect(self.pointer(&range).cast(), range.len(), rights.flags()) })
     }
 
     /// Unmaps everything from `length` on.
-    pub(crate) fn truncate(&mut self, length: usize) -> io::Result<()> {
+    pub fn truncate(&mut self, length: usize) -> io::Result<()> {
         let range = length..self.length;
         // SAFETY: the range is ours and no longer part of the mapping afterwards.
         check(unsafe { libc::munmap(self.pointer(&range).cast(), range.len()) })?;
@@ -179,7 +199,7 @@ impl Mapping {
     }
 
     /// Unmaps a range and maps fresh pages in its place, in one step as others see it.
-    pub(crate) fn replace(&self, range: Range<usize>) -> io::Result<()> {
+    pub fn replace(&self, range: Range<usize>) -> io::Result<()> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
         let (start, rights) = (self.pointer(&range), Protection::ReadWrite.flags());
         // SAFETY: replaces pages of this mapping only.
@@ -188,7 +208,7 @@ impl Mapping {
     }
 
     /// Moves the pages to another address, which the kernel chooses, and leaves nothing behind.
-    pub(crate) fn relocate(self) -> io::Result<Self> {
+    pub fn relocate(self) -> io::Result<Self> {
         let target = Self::anonymous(self.length)?;
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         let (old, new) = (self.start.as_ptr(), target.start.as_ptr());

@@ -13,25 +13,35 @@ use crate::sys::Bar;
 
 const DEVICES: &str = "/sys/bus/pci/devices";
 
+/// The first SVM endpoint of this machine: its folder in sysfs.
+///
+/// # Errors
+/// There is none.
+pub fn find() -> Result<PathBuf> {
+    let folders = fs::read_dir(DEVICES).with_context(|| format!("cannot read {DEVICES}"))?;
+    let mut folders: Vec<PathBuf> = folders.flatten().map(|entry| entry.path()).collect();
+    folders.sort();
+    let endpoint = folders.into_iter().find(|folder| {
+        let is =
+            |file: &str, id: &str| fs::read_to_string(folder.join(file)).is_ok_and(|text| text.trim() == id);
+        is("vendor", "0x1af4") && is("device", "0x10f0")
+    });
+    endpoint.context("no SVM endpoint 1af4:10f0: start svmm with --svm")
+}
+
 /// An endpoint on the PCI bus, bound to the uio driver.
-pub(crate) struct PciEndpoint {
+pub struct PciEndpoint {
     folder: PathBuf,
     node: PathBuf,
 }
 
 impl PciEndpoint {
     /// The first SVM endpoint of this machine.
-    pub(crate) fn find() -> Result<Self> {
-        let folders = fs::read_dir(DEVICES).with_context(|| format!("cannot read {DEVICES}"))?;
-        let mut folders: Vec<PathBuf> = folders.flatten().map(|entry| entry.path()).collect();
-        folders.sort();
-        let endpoint = folders.into_iter().find(|folder| {
-            let is = |file: &str, id: &str| {
-                fs::read_to_string(folder.join(file)).is_ok_and(|text| text.trim() == id)
-            };
-            is("vendor", "0x1af4") && is("device", "0x10f0")
-        });
-        let folder = endpoint.context("no SVM endpoint 1af4:10f0: start svmm with --svm")?;
+    ///
+    /// # Errors
+    /// There is none, or it has another driver.
+    pub fn find() -> Result<Self> {
+        let folder = find()?;
         let Some(node) = fs::read_dir(folder.join("uio")).ok().and_then(|mut nodes| nodes.next()) else {
             bail!("{} is not bound to the driver uio_pci_sva", folder.display());
         };
@@ -47,7 +57,7 @@ impl Endpoint for PciEndpoint {
         let file =
             open.with_context(|| format!("cannot bind this address space through {}", node.display()))?;
         let registers =
-            Bar::map(&file, BAR_BYTES).with_context(|| format!("cannot map {}", node.display()))?;
+            Bar::map(&file, 0, BAR_BYTES).with_context(|| format!("cannot map {}", node.display()))?;
         let text = fs::read_to_string(self.folder.join("pasid")).context("the driver shows no pasid")?;
         let pasid = text.trim().parse().with_context(|| format!("the driver shows the pasid {text:?}"))?;
         Ok(Session { registers: Arc::new(registers), pasid, interrupts: file })
@@ -57,7 +67,7 @@ impl Endpoint for PciEndpoint {
         let path = self.folder.join("resource0");
         let open = OpenOptions::new().read(true).write(true).open(&path);
         let file = open.with_context(|| format!("cannot open {}", path.display()))?;
-        let bar = Bar::map(&file, BAR_BYTES).with_context(|| format!("cannot map {}", path.display()))?;
+        let bar = Bar::map(&file, 0, BAR_BYTES).with_context(|| format!("cannot map {}", path.display()))?;
         Ok(Arc::new(bar))
     }
 
@@ -78,24 +88,24 @@ impl Endpoint for PciEndpoint {
 }
 
 /// A function's configuration space.
-pub(crate) struct ConfigSpace {
+pub struct ConfigSpace {
     bytes: Vec<u8>,
 }
 
 impl ConfigSpace {
     /// From the bytes as the function shows them.
-    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+    pub fn new(bytes: Vec<u8>) -> Self {
         Self { bytes }
     }
 
     /// 16 bits at an offset; zero beyond the end.
-    pub(crate) fn word(&self, offset: usize) -> u16 {
+    pub fn word(&self, offset: usize) -> u16 {
         let byte = |at: usize| self.bytes.get(at).copied().unwrap_or(0);
         u16::from_le_bytes([byte(offset), byte(offset + 1)])
     }
 
     /// Where the extended capability `id` starts.
-    pub(crate) fn extended_capability(&self, id: u16) -> Option<usize> {
+    pub fn extended_capability(&self, id: u16) -> Option<usize> {
         const FIRST: usize = 0x100;
         /// More capabilities than the space has room for are a loop.
         const MOST: usize = (4096 - FIRST) / 8;

@@ -10,7 +10,7 @@ use crate::endpoint::Timeline;
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// As it should.
     Passed,
     /// It did not; why, one line each.
@@ -21,24 +21,24 @@ pub(crate) enum Verdict {
 
 /// One case that ran.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Result {
+pub struct Result {
     /// The case.
-    pub(crate) name: String,
+    pub name: String,
     /// How it ended.
-    pub(crate) verdict: Verdict,
+    pub verdict: Verdict,
     /// Page requests that the device sent meanwhile.
-    pub(crate) page_requests: u64,
+    pub page_requests: u64,
     /// How long it took.
-    pub(crate) microseconds: u64,
+    pub microseconds: u64,
     /// Whether it needs page requests to pass.
-    pub(crate) needs_page_requests: bool,
+    pub needs_page_requests: bool,
     /// What else it told.
-    pub(crate) notes: Vec<String>,
+    pub notes: Vec<String>,
 }
 
 impl Result {
     /// The TAP lines of the case with number `number`. Pure.
-    pub(crate) fn tap(&self, number: usize) -> String {
+    pub fn tap(&self, number: usize) -> String {
         let Self { name, page_requests, microseconds, .. } = self;
         let figures = format!("pr={page_requests} us={microseconds}");
         let mut lines = match &self.verdict {
@@ -57,7 +57,7 @@ impl Result {
 }
 
 /// The sums over all cases, as JSON. Pure.
-pub(crate) fn totals(results: &[Result], seed: u64, elapsed: Duration) -> String {
+pub fn totals(results: &[Result], seed: u64, elapsed: Duration) -> String {
     let count =
         |wanted: fn(&Verdict) -> bool| results.iter().filter(|result| wanted(&result.verdict)).count();
     let needing = |result: &&Result| result.needs_page_requests;
@@ -77,7 +77,7 @@ pub(crate) fn totals(results: &[Result], seed: u64, elapsed: Duration) -> String
 
 /// One page request from end to end: microseconds since the device's miss, as JSON. Every number
 /// in it is a moment. Pure.
-pub(crate) fn timeline(case: &str, timeline: &Timeline) -> String {
+pub fn timeline(case: &str, timeline: &Timeline) -> String {
     let [miss, ..] = timeline.moments;
     let since = timeline.moments.map(|moment| {
         let nanoseconds = u32::try_from(moment.saturating_sub(miss)).unwrap_or(u32::MAX);

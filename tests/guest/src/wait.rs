@@ -17,12 +17,12 @@ const NAPS: (Duration, Duration) = (Duration::from_micros(200), Duration::from_m
 static PATIENCE_SECONDS: AtomicU64 = AtomicU64::new(30);
 
 /// How long a descriptor may take before a case gives up.
-pub(crate) fn patience() -> Duration {
+pub fn patience() -> Duration {
     Duration::from_secs(PATIENCE_SECONDS.load(Ordering::Relaxed))
 }
 
 /// Sets [`patience`].
-pub(crate) fn set_patience(seconds: u64) {
+pub fn set_patience(seconds: u64) {
     PATIENCE_SECONDS.store(seconds, Ordering::Relaxed);
 }
 
@@ -30,7 +30,7 @@ pub(crate) fn set_patience(seconds: u64) {
 ///
 /// # Errors
 /// It does not within `limit`.
-pub(crate) fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
+pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
     let started = Instant::now();
     for turn in 0_u32.. {
         if condition() {
