@@ -12,6 +12,7 @@ const ENDPOINT: &str = "0000:00:01.0";
 const OTHER_ENDPOINT: &str = "0000:00:02.0";
 const DISK: &str = "0000:00:10.0";
 const ENGINE: &str = "SVMM0001:00";
+const OTHER_ENGINE: &str = "SVMM0001:01";
 
 /// A few cases with page requests.
 const SELFTEST: &str = "/bin/svm-selftest,--filter,demand";
@@ -51,7 +52,28 @@ fn an_endpoint_behind_each_of_two_units() {
     assert!(has(&outcome, SECOND, ENDPOINT), "{units:?}");
     assert!(has(&outcome, FIRST, OTHER_ENDPOINT), "{units:?}");
     assert!(has(&outcome, SECOND, ENGINE), "{units:?}");
-    assert!(has(&outcome, FIRST, "SVMM0001:01"), "{units:?}");
+    assert!(has(&outcome, FIRST, OTHER_ENGINE), "{units:?}");
+}
+
+/// Requests of each DMA engine outside PCI reach the unit that has it in scope, and carry the name it has there.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn dma_engines_outside_pci_are_behind_their_units() {
+    let guest = Guest::new()
+        .without_svm()
+        .iommu("full")
+        .iommu("legacy,id=b")
+        .option("--acpi-dma=iommu=b")
+        .option("--acpi-dma");
+    let outcome = guest.run("/bin/dma-engine,2").run("@units").boot().unwrap();
+    assert_eq!(outcome.code, 0, "{}", outcome.tail());
+    let units = outcome.units();
+    assert!(has(&outcome, SECOND, ENGINE) && has(&outcome, FIRST, OTHER_ENGINE), "{units:?}");
+    let log = outcome.kernel_log().unwrap();
+    for requester in ["ff:10.0", "ff:11.0"] {
+        let fault = format!("[DMA Read NO_PASID] Request device [{requester}] fault addr 0x100000");
+        assert!(log.says(&fault), "{requester}: {}", outcome.tail());
+    }
 }
 
 /// A unit in legacy mode beside one in scalable mode: a stock driver's DMA goes through its second stage.
