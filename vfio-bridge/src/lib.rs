@@ -22,6 +22,7 @@
 //! | `object`, [`ioas`], `hwpt`, `device`, [`fault_queue`] | kernel objects as values |
 //! | [`spec`], [`caps`] | what a host offers, and why it does not offer more |
 //! | `tables`, `invalidate` | nested tables in use, and what is to be flushed in them |
+//! | [`advice`] | what a user can do about an error |
 //! | `bindings` | what every (device, PASID) is bound to |
 //! | [`backend`] | [`NestedIommu`]: all of it together, and the lock order |
 //! | [`memory`] | guest memory as the host is told of it |
@@ -40,6 +41,7 @@
 //! for VT-d its interface reports none.
 #![deny(unsafe_code)]
 
+pub mod advice;
 pub mod backend;
 mod bindings;
 pub mod caps;

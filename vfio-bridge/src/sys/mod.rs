@@ -72,7 +72,9 @@ mod tests {
     #[test]
     fn errors_of_devices_are_the_kernels() {
         let iommufd = nothing();
-        assert_eq!(Cdev::open(Path::new("/dev/null/none"), &iommufd).err(), Some(Errno::NOTDIR));
+        let error = Cdev::open(Path::new("/dev/null/none"), &iommufd).err().unwrap();
+        assert_eq!(error.to_string(), "open a device on /dev/null/none failed");
+        assert_eq!(Errno::from_io_error(&error.source), Some(Errno::NOTDIR));
         let device = Cdev::open(Path::new("/dev/null"), &iommufd).unwrap();
         let mut word = [0; 4];
         let rows = [
