@@ -4,11 +4,12 @@
 use iommu_core::{AddressType, Completion, Fault, PageRequest, Permissions, Request, Tag, Translation};
 
 use crate::answer::{empty, fault};
+use crate::lookup::{Lookup, NoCaches};
 use crate::memory::TableMemory;
 use crate::rules::Rules;
 use crate::spec::fault::Reason;
 use crate::spec::registers::TranslationTableMode;
-use crate::tables::{Blocked, Context, Kind, Lookup, context_entry, pasid_entry};
+use crate::tables::{Blocked, Context, Kind, TableCache, context_entry, pasid_entry};
 
 /// Answers a translation request without PASID for an address in the interrupt range: the device is to send
 /// such writes untranslated, as interrupts. One that waives writing gets nothing.
@@ -31,11 +32,23 @@ pub(crate) fn interrupt_range(rules: &Rules, request: &Request) -> Translation {
 /// The request is not to be queued; the last of its group is answered "Invalid Request". `completion` of the
 /// fault means nothing, and its request is an untranslated access that stands for the page request.
 pub fn admit_page_request<M: TableMemory>(cx: &Context<'_, M>, request: &PageRequest) -> Result<Tag, Fault> {
-    check(&Lookup::new(cx), request)
+    admit_with(cx, &NoCaches, request)
+}
+
+/// The same with caches, which may know entries that memory no longer holds.
+pub(crate) fn admit_with<M: TableMemory, C: TableCache>(
+    cx: &Context<'_, M>,
+    caches: &C,
+    request: &PageRequest,
+) -> Result<Tag, Fault> {
+    check(&Lookup::new(cx, caches), request)
         .map_err(|blocked| fault(blocked, as_request(request), Completion::UnsupportedRequest))
 }
 
-fn check<M: TableMemory>(cx: &Lookup<'_, M>, request: &PageRequest) -> Result<Tag, Blocked> {
+fn check<M: TableMemory, C: TableCache>(
+    cx: &Lookup<'_, M, C>,
+    request: &PageRequest,
+) -> Result<Tag, Blocked> {
     if !cx.root.enabled() {
         return Err(Blocked::new(Reason::Refused, true));
     }
@@ -51,7 +64,7 @@ fn check<M: TableMemory>(cx: &Lookup<'_, M>, request: &PageRequest) -> Result<Ta
     let pasid = context
         .select(Kind::PageRequest, request.pasid)
         .map_err(|reason| Blocked::new(reason, context.silent()))?;
-    pasid_entry(cx, &context, pasid).map(|entry| entry.tag)
+    pasid_entry(cx, &context, request.source, pasid).map(|entry| entry.tag)
 }
 
 fn as_request(request: &PageRequest) -> Request {

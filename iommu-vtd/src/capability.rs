@@ -274,6 +274,7 @@ fn ecap_register(profile: &Profile) -> Ecap {
     let handles = if profile.interrupt_remapping { profile.max_handle_mask } else { 0 };
     Ecap::builder()
         .with_sms(profile.stop_marker)
+        .with_ptrs(false)
         .with_rprivs(profile.rid_priv)
         .with_adms(profile.abort_dma)
         .with_rps(profile.rid_pasid)
@@ -311,7 +312,8 @@ mod tests {
     #[test]
     fn registers_are_laid_out_as_the_manual_says() {
         type Row = (&'static str, fn(&mut Profile), u64, u64);
-        let rows: [Row; 4] = [
+        let rows: [Row; 5] = [
+            ("legacy", |p| *p = Profile::legacy(46), 0x80d2_078c_226f_0606, 0x0000_0202_0000_0fc7),
             ("preset", |_| (), 0x81d2_0780_226f_0406, 0x0403_8f9e_a000_0fc7),
             ("57 bits", |p| *p = p.with_address_width(57), 0x91d2_0780_2278_0c06, 0x0403_8f9e_a000_0fc7),
             ("no 1 GiB", |p| p.one_gib_pages = false, 0x80d2_0780_226f_0406, 0x0403_8f9e_a000_0fc7),

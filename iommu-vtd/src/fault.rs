@@ -29,6 +29,18 @@ pub struct FaultLog {
 }
 
 impl FaultLog {
+    /// A log that goes on at record `next`; `None` if there is none of that number.
+    #[must_use]
+    pub fn at(next: u16) -> Option<Self> {
+        (next < FAULT_RECORDS).then_some(Self { next })
+    }
+
+    /// The record that comes next.
+    #[must_use]
+    pub fn next(&self) -> u16 {
+        self.next
+    }
+
     /// Records a fault, if there is room. Yields the fault event's message, if one is due.
     #[must_use]
     pub fn record(

@@ -44,12 +44,14 @@
 
 mod answer;
 pub mod ats;
+mod cache;
 pub mod capability;
 pub mod dmar;
 pub mod event;
 pub mod fault;
 pub mod interrupt;
 pub mod invalidation;
+mod lookup;
 pub mod memory;
 pub mod page_request;
 pub mod profile;
@@ -57,6 +59,7 @@ pub mod queue;
 pub mod regs;
 pub mod rules;
 pub mod spec;
+pub mod state;
 pub mod tables;
 #[cfg(feature = "testkit")]
 pub mod testkit;
@@ -65,7 +68,8 @@ pub mod unit;
 mod walk;
 
 pub use capability::Capability;
-pub use dmar::{Dmar, IoApicScope};
+pub use dmar::Dmar;
 pub use memory::TableMemory;
 pub use profile::{Platform, Profile, ProfileError};
+pub use state::{RestoreError, UnitState};
 pub use unit::{Unit, UnitConfig};

@@ -3,6 +3,7 @@
 //! [`fetch`] takes one descriptor out; who calls it, how often, and what then happens is [`crate::unit`]'s.
 
 use arbitrary_int::traits::Integer;
+use arbitrary_int::{u3, u52};
 use iommu_core::{Gpa, Msi, SourceId};
 
 use crate::capability::Capability;
@@ -30,6 +31,22 @@ impl Ring {
             len_bytes: 4096 << address.qs().as_u32(),
             wide: address.dw(),
         }
+    }
+
+    /// What IQA said when the ring was latched.
+    #[must_use]
+    pub fn address(&self) -> QueueAddress {
+        let pages = self.len_bytes >> 12;
+        QueueAddress::DEFAULT
+            .with_iqa(u52::masked_new(self.base.0 >> 12))
+            .with_qs(u3::masked_new(pages.trailing_zeros()))
+            .with_dw(self.wide)
+    }
+
+    /// Whether a head may stand at `offset`: at a descriptor, inside the ring.
+    #[must_use]
+    pub fn holds(&self, offset: u64) -> bool {
+        offset < self.len_bytes && offset.is_multiple_of(self.descriptor_bytes())
     }
 
     fn descriptor_bytes(&self) -> u64 {

@@ -4,6 +4,10 @@
 //! happens on a read or write of any width at any offset follows from the rows; what a write *sets off* is
 //! decided by [`crate::unit`], which asks the returned [`Span`] what was touched.
 
+mod saved;
+
+pub use saved::BadRegister;
+
 use std::marker::PhantomData;
 
 use crate::capability::{Capability, FAULT_RECORD_OFFSET, FAULT_RECORDS, IOTLB_OFFSET};
@@ -98,6 +102,7 @@ enum Present {
 /// One row of the table. Masks are of the register, bit 0 its lowest.
 #[derive(Clone, Copy)]
 struct Row {
+    name: &'static str,
     offset: u16,
     bytes: usize,
     reset: u64,
@@ -117,6 +122,7 @@ macro_rules! table {
             pub const $name: Register<$layout> = Register::at($offset);
         )+
         const TABLE: &[Row] = &[$(Row {
+            name: stringify!($name),
             offset: $offset,
             bytes: size_of::<$layout>(),
             reset: $reset,
@@ -179,8 +185,17 @@ pub const fn fault_record(index: u16) -> (Register<FaultRecordLow>, Register<Fau
 }
 
 const RECORD_ROWS: [Row; 2] = [
-    Row { offset: 0, bytes: 8, reset: 0, rw: 0, w1c: 0, wo: 0, present: Present::Always },
-    Row { offset: 8, bytes: 8, reset: 0, rw: 0, w1c: bits(63, 63), wo: 0, present: Present::Always },
+    Row { name: "FRCD", offset: 0, bytes: 8, reset: 0, rw: 0, w1c: 0, wo: 0, present: Present::Always },
+    Row {
+        name: "FRCD",
+        offset: 8,
+        bytes: 8,
+        reset: 0,
+        rw: 0,
+        w1c: bits(63, 63),
+        wo: 0,
+        present: Present::Always,
+    },
 ];
 
 /// Row `index` of all, those of the fault records after the others.
@@ -270,12 +285,7 @@ impl RegisterFile {
     pub fn reset(&mut self) {
         self.words.fill(Word::default());
         for row in (0..ROWS).map(row) {
-            let present = match row.present {
-                Present::Always => true,
-                Present::Remapping => self.capability.ecap().ir(),
-                Present::PageRequests => self.capability.prs(),
-            };
-            if present {
+            if self.has(&row) {
                 let row = if row.offset == IRTA.offset && !self.capability.ecap().eim() {
                     Row { rw: row.rw & !EIME, ..row }
                 } else {
@@ -292,6 +302,14 @@ impl RegisterFile {
         self.set(VER, u32::from(self.capability.version()));
         self.set(CAP, self.capability.cap());
         self.set(ECAP, self.capability.ecap());
+    }
+
+    fn has(&self, row: &Row) -> bool {
+        match row.present {
+            Present::Always => true,
+            Present::Remapping => self.capability.ecap().ir(),
+            Present::PageRequests => self.capability.prs(),
+        }
     }
 
     /// The register as hardware sees it, write-only bits included.

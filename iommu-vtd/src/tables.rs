@@ -1,100 +1,62 @@
-//! From a source id and a PASID to the PASID entry: root, context, PASID directory and PASID table in
-//! scalable mode (revision 5.10, §3.4, §9).
+//! From a source id and a PASID to what translates (revision 5.10, §3.4, §9): root and context tables, PASID
+//! directories and PASID tables.
 //!
-//! **Pure** but for the reads of memory. Everything is read anew each time; nothing here is cached.
+//! **Pure** but for the reads of memory.
 
-use iommu_core::{Domain, DomainId, FirstStage, Gpa, Pasid, SourceId, StageTag, TableFormat, Tag};
+mod legacy;
+mod scalable;
 
-use crate::memory::{Reader, TableMemory};
+use arbitrary_int::u3;
+use iommu_core::{Domain, DomainId, FirstStage, Gpa, Pasid, SecondStage, SourceId, TableFormat, Tag};
+
+pub(crate) use self::legacy::{LegacyEntry, legacy_entry};
+pub(crate) use self::scalable::{ContextEntry, context_entry, pasid_entry};
+pub use crate::lookup::{Context, RootLatch};
+use crate::lookup::{Lookup, NoCaches};
+use crate::memory::TableMemory;
 use crate::rules::Rules;
-use crate::spec::context::{ContextHigh, ContextLow};
 use crate::spec::fault::Reason;
-use crate::spec::pasid::{
-    self, DirectoryEntry, FirstStageMode, PasidWord0, PasidWord1, PasidWord2, TranslationType,
-};
+use crate::spec::paging;
 use crate::spec::registers::TranslationTableMode;
-use crate::spec::root::RootHalf;
+use crate::walk::StructureCache;
 use crate::walk::first::FirstStageTable;
+use crate::walk::second::SecondStageTable;
 
-/// What the last "set root table pointer" latched, and whether translation is enabled.
-///
-/// One word, so that a unit can keep it in an atomic: bit 0 is TES, bits 11:10 TTM, bits 63:12 the address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RootLatch(u64);
-
-impl RootLatch {
-    const ENABLED: u64 = 1;
-
-    /// A latch. `register` is RTADDR: table mode and address are taken from it, the rest is dropped.
-    #[must_use]
-    pub const fn new(register: u64, enabled: bool) -> Self {
-        Self(register & !0x3ff | if enabled { Self::ENABLED } else { 0 })
-    }
-
-    /// From [`Self::to_raw`].
-    #[must_use]
-    pub const fn from_raw(raw: u64) -> Self {
-        Self(raw)
-    }
-
-    /// As one word.
-    #[must_use]
-    pub const fn to_raw(self) -> u64 {
-        self.0
-    }
-
-    /// Whether requests are translated at all.
+/// Context-cache and PASID-cache (§6.2): what look-ups tell of entries that passed their checks, and may be told.
+pub(crate) trait TableCache: StructureCache {
+    /// A context entry in scalable mode.
     #[inline]
-    #[must_use]
-    pub const fn enabled(self) -> bool {
-        self.0 & Self::ENABLED != 0
+    fn context(&self, _source: SourceId) -> Option<ContextEntry> {
+        None
     }
 
-    /// The same latch with translation enabled or not.
-    #[must_use]
-    pub const fn with_enabled(self, enabled: bool) -> Self {
-        Self::new(self.0, enabled)
-    }
-
-    /// Translation table mode.
+    /// Tells of a context entry in scalable mode.
     #[inline]
-    #[must_use]
-    pub const fn mode(self) -> TranslationTableMode {
-        crate::spec::registers::RootTableAddress::new_with_raw_value(self.0).ttm()
+    fn keep_context(&self, _source: SourceId, _entry: &ContextEntry) {}
+
+    /// A context entry in legacy mode.
+    #[inline]
+    fn legacy_context(&self, _source: SourceId) -> Option<LegacyEntry> {
+        None
     }
 
-    /// Address of the root table.
+    /// Tells of a context entry in legacy mode.
     #[inline]
-    #[must_use]
-    pub const fn table(self) -> Gpa {
-        Gpa(self.0 & !0xfff)
+    fn keep_legacy_context(&self, _source: SourceId, _entry: &LegacyEntry) {}
+
+    /// The PASID entry that serves `source` under the PASID that its context entry chose; the two kinds of requests
+    /// that may reach one PASID entry, with PASID and without, see the same.
+    #[inline]
+    fn pasid(&self, _source: SourceId, _pasid: Pasid) -> Option<PasidEntry> {
+        None
     }
+
+    /// Tells of a PASID entry. Its `silent` includes that of the context entry.
+    #[inline]
+    fn keep_pasid(&self, _source: SourceId, _pasid: Pasid, _entry: &PasidEntry) {}
 }
 
-/// Everything that a look-up sees.
-#[derive(Clone, Copy)]
-pub struct Context<'a, M> {
-    /// Where the tables lie.
-    pub memory: &'a M,
-    /// What the tables may hold.
-    pub rules: &'a Rules,
-    /// Where they start.
-    pub root: RootLatch,
-}
-
-/// One look-up: what a [`Context`] holds, and where in memory it read last.
-pub(crate) struct Lookup<'a, M: TableMemory> {
-    pub(crate) memory: Reader<'a, M>,
-    pub(crate) rules: &'a Rules,
-    pub(crate) root: RootLatch,
-}
-
-impl<'a, M: TableMemory> Lookup<'a, M> {
-    #[inline]
-    pub(crate) fn new(cx: &Context<'a, M>) -> Self {
-        Self { memory: Reader::new(cx.memory), rules: cx.rules, root: cx.root }
-    }
-}
+impl TableCache for NoCaches {}
 
 /// A request that does not go ahead: why, and whether a structure on the path asks for silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,89 +88,17 @@ pub(crate) enum Kind {
     PageRequest,
 }
 
-/// A context entry that passed its checks.
-#[derive(Clone, Copy)]
-pub(crate) struct ContextEntry {
-    low: ContextLow,
-    high: ContextHigh,
-}
-
-impl ContextEntry {
-    pub(crate) fn silent(&self) -> bool {
-        self.low.fpd()
-    }
-
-    /// Requests without PASID are privileged.
-    pub(crate) fn privileged(&self) -> bool {
-        self.high.rid_priv()
-    }
-
-    /// Which PASID entry serves the request.
-    #[inline]
-    pub(crate) fn select(&self, kind: Kind, pasid: Option<Pasid>) -> Result<Pasid, Reason> {
-        let rid_pasid = Pasid::truncate(self.high.rid_pasid().value());
-        if matches!(kind, Kind::Translation | Kind::Translated) && !self.low.dte() {
-            return Err(Reason::Sct5);
-        }
-        if let Some(pasid) = pasid {
-            if !self.low.paside() {
-                return Err(Reason::Sct6);
-            }
-            if pasid.get() >= self.low.pasid_limit() {
-                return Err(Reason::Sct7);
-            }
-            if pasid == rid_pasid {
-                return Err(Reason::Sct9);
-            }
-        }
-        if kind == Kind::PageRequest && !self.low.pre() {
-            return Err(Reason::Sct8);
-        }
-        Ok(pasid.unwrap_or(rid_pasid))
-    }
-}
-
-/// Looks the context entry of `source` up.
-#[inline(always)]
-pub(crate) fn context_entry<M: TableMemory>(
-    cx: &Lookup<'_, M>,
-    source: SourceId,
-) -> Result<ContextEntry, Blocked> {
-    let half =
-        cx.memory.load(RootHalf::locate(cx.root.table(), source)).ok_or(Blocked::open(Reason::Srt1))?;
-    let root = RootHalf::new_with_raw_value(half);
-    if !root.present() {
-        return Err(Blocked::open(Reason::Srt2));
-    }
-    if half & cx.rules.root != 0 {
-        return Err(Blocked::open(Reason::Srt3));
-    }
-    let table = table_address(half);
-    let words: [u64; 4] =
-        cx.memory.load_words(ContextLow::locate(table, source)).ok_or(Blocked::open(Reason::Sct1))?;
-    let low = ContextLow::new_with_raw_value(words[0]);
-    let high = ContextHigh::new_with_raw_value(words[1]);
-    if !low.present() {
-        return Err(Blocked::new(Reason::Sct2, low.fpd()));
-    }
-    if reserved_set(&words, &cx.rules.context) {
-        return Err(Blocked::new(Reason::Sct3, low.fpd()));
-    }
-    if low.pre() && !low.dte() || high.rid_pasid().value() >= low.pasid_limit() {
-        return Err(Blocked::new(Reason::Sct4, low.fpd()));
-    }
-    Ok(ContextEntry { low, high })
-}
-
-/// How a PASID entry translates.
+/// How an entry translates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
     First(FirstStageTable),
+    Second(SecondStageTable),
+    Nested(FirstStageTable, SecondStageTable),
     PassThrough,
 }
 
-/// A PASID entry that passed its checks.
-#[derive(Clone, Copy, Debug)]
+/// A PASID entry that passed its checks, or what a legacy context entry says in its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PasidEntry {
     pub(crate) stage: Stage,
     pub(crate) tag: Tag,
@@ -218,105 +108,59 @@ pub(crate) struct PasidEntry {
     pub(crate) supervisor: bool,
 }
 
-/// Looks the entry of `pasid`, as [`ContextEntry::select`] chose it, up.
-#[inline(always)]
-pub(crate) fn pasid_entry<M: TableMemory>(
-    cx: &Lookup<'_, M>,
-    context: &ContextEntry,
-    pasid: Pasid,
-) -> Result<PasidEntry, Blocked> {
-    let silent = context.silent();
-    let directory = table_address(context.low.raw_value());
-    let raw =
-        cx.memory.load(DirectoryEntry::locate(directory, pasid)).ok_or(Blocked::new(Reason::Spd1, silent))?;
-    let entry = DirectoryEntry::new_with_raw_value(raw);
-    let silent = silent | entry.fpd();
-    if !entry.present() {
-        return Err(Blocked::new(Reason::Spd2, silent));
-    }
-    if raw & cx.rules.directory != 0 {
-        return Err(Blocked::new(Reason::Spd3, silent));
-    }
-    let words: [u64; pasid::PASID_ENTRY_WORDS] = cx
-        .memory
-        .load_words(pasid::locate(table_address(raw), pasid))
-        .ok_or(Blocked::new(Reason::Spt1, silent))?;
-    let word0 = PasidWord0::new_with_raw_value(words[0]);
-    let silent = silent | word0.fpd();
-    if !word0.present() {
-        return Err(Blocked::new(Reason::Spt2, silent));
-    }
-    if reserved_set(&words, &cx.rules.pasid) {
-        return Err(Blocked::new(Reason::Spt3, silent));
-    }
-    let (stage, used) = stage(cx.rules, &words).ok_or(Blocked::new(Reason::Spt4, silent))?;
-    let domain = DomainId(u32::from(PasidWord1::new_with_raw_value(words[1]).did()));
-    Ok(PasidEntry {
-        stage,
-        tag: Tag { domain, pasid, stage: used },
-        silent,
-        supervisor: PasidWord2::new_with_raw_value(words[2]).sre(),
-    })
-}
-
-/// Decodes the translation type and what it needs. `None`: not supported.
-#[inline(always)]
-fn stage(rules: &Rules, words: &[u64; pasid::PASID_ENTRY_WORDS]) -> Option<(Stage, StageTag)> {
-    match PasidWord0::new_with_raw_value(words[0]).pgtt() {
-        Ok(TranslationType::First) if rules.first_stage => {
-            let word2 = PasidWord2::new_with_raw_value(words[2]);
-            let levels = match word2.fspm() {
-                Ok(FirstStageMode::FourLevel) => 4,
-                Ok(FirstStageMode::FiveLevel) if rules.five_level => 5,
-                Ok(FirstStageMode::FiveLevel) | Err(_) => return None,
-            };
-            let table = FirstStageTable {
-                root: table_address(words[2]),
-                levels,
-                write_protect: word2.wpe(),
-                extended_accessed: word2.eafe(),
-                snooped: PasidWord1::new_with_raw_value(words[1]).pwsnp(),
-            };
-            Some((Stage::First(table), StageTag::First))
-        }
-        Ok(TranslationType::PassThrough) if rules.pass_through => {
-            Some((Stage::PassThrough, StageTag::PassThrough))
-        }
-        Ok(_) | Err(_) => None,
-    }
-}
-
 /// What the tables bind requests of `source` with `pasid` to; [`Domain::Blocked`] if they would fault.
 /// While translation is disabled, pass-through under domain 0.
 #[must_use]
 pub fn pasid_domain<M: TableMemory>(cx: &Context<'_, M>, source: SourceId, pasid: Option<Pasid>) -> Domain {
-    let cx = &Lookup::new(cx);
+    let cx = &Lookup::new(cx, &NoCaches);
     if !cx.root.enabled() {
         return Domain::PassThrough { id: DomainId(0) };
     }
-    if cx.root.mode() != TranslationTableMode::Scalable || !cx.rules.scalable {
-        return Domain::Blocked;
-    }
-    let entry = context_entry(cx, source).and_then(|context| {
-        let pasid = context.select(Kind::Untranslated, pasid).map_err(Blocked::open)?;
-        pasid_entry(cx, &context, pasid)
-    });
-    let Ok(PasidEntry { stage, tag, supervisor, .. }) = entry else { return Domain::Blocked };
-    match stage {
-        Stage::PassThrough => Domain::PassThrough { id: tag.domain },
-        Stage::First(table) => Domain::FirstStage {
-            id: tag.domain,
-            table: FirstStage {
-                root: table.root,
-                input_bits: table.input_bits(),
-                format: TableFormat::X86FirstStage {
-                    supervisor,
-                    write_protect: table.write_protect,
-                    extended_accessed: table.extended_accessed,
-                },
-            },
+    let entry = match cx.root.mode() {
+        TranslationTableMode::Scalable if cx.rules.scalable => {
+            context_entry(cx, source).and_then(|context| {
+                let pasid = context.select(Kind::Untranslated, pasid).map_err(Blocked::open)?;
+                pasid_entry(cx, &context, source, pasid)
+            })
+        }
+        TranslationTableMode::Legacy if pasid.is_none() => {
+            legacy_entry(cx, source).map(|entry| entry.binding)
+        }
+        _ => return Domain::Blocked,
+    };
+    entry.map_or(Domain::Blocked, |entry| domain(&entry))
+}
+
+fn domain(entry: &PasidEntry) -> Domain {
+    let id = entry.tag.domain;
+    let first = |table: &FirstStageTable| FirstStage {
+        root: table.root,
+        input_bits: table.input_bits(),
+        format: TableFormat::X86FirstStage {
+            supervisor: entry.supervisor,
+            write_protect: table.write_protect,
+            extended_accessed: table.extended_accessed,
         },
+    };
+    let second = |table: &SecondStageTable| SecondStage {
+        root: table.root,
+        input_bits: table.input_bits(),
+        format: TableFormat::VtdSecondStage { accessed_dirty: table.accessed_dirty },
+    };
+    match &entry.stage {
+        Stage::PassThrough => Domain::PassThrough { id },
+        Stage::First(table) => Domain::FirstStage { id, table: first(table) },
+        Stage::Second(table) => Domain::SecondStage { id, table: second(table) },
+        Stage::Nested(inner, outer) => Domain::Nested { id, first: first(inner), second: second(outer) },
     }
+}
+
+/// A second-stage table that keeps no accessed and dirty bits. `None`: its width is not supported.
+#[inline(always)]
+fn second_stage(rules: &Rules, width: u3, root: Gpa, domain: DomainId) -> Option<SecondStageTable> {
+    let levels = rules.second_stage_levels(width)?;
+    let limit_bits = paging::page_bits(levels + 1).min(rules.guest_bits);
+    Some(SecondStageTable { root, levels, limit_bits, accessed_dirty: false, snooped: false, domain })
 }
 
 /// The table address in bits 63:12 of any structure; its reserved bits are known to be 0.

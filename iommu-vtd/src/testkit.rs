@@ -15,64 +15,25 @@
 //! entries lie. All panic if the area is used up or is not memory: a test that cannot set up has failed.
 #![allow(clippy::expect_used, clippy::panic, reason = "only tests use it")]
 
+mod space;
+
 use std::cell::Cell;
 use std::ops::Range;
 
 use arbitrary_int::{u3, u20, u52};
 use iommu_core::{Gpa, Pasid, SourceId};
 
+pub use self::space::{AddressSpace, PageSize, Stage, flags};
 use crate::memory::TableMemory;
-use crate::spec::context::{ContextHigh, ContextLow};
-use crate::spec::paging::FirstStageEntry;
+use crate::spec::context::{
+    ContextHigh, ContextLow, LegacyContextHigh, LegacyContextLow, LegacyTranslationType,
+};
 use crate::spec::pasid::{
     self, DirectoryEntry, FirstStageMode, PasidWord0, PasidWord1, PasidWord2, TranslationType,
 };
 use crate::spec::registers::{RootTableAddress, TranslationTableMode};
 use crate::spec::root::RootHalf;
 use crate::tables::RootLatch;
-
-/// Bits of first-stage entries for [`AddressSpace::map`].
-pub mod flags {
-    use crate::spec::paging::FirstStageEntry;
-
-    /// U/S.
-    pub const USER: u64 = FirstStageEntry::user_mask();
-    /// R/W.
-    pub const WRITE: u64 = FirstStageEntry::write_mask();
-    /// A. Given for a leaf, the tables that lead to it have it too.
-    pub const ACCESSED: u64 = FirstStageEntry::accessed_mask();
-    /// D.
-    pub const DIRTY: u64 = FirstStageEntry::dirty_mask();
-    /// EA.
-    pub const EXTENDED_ACCESSED: u64 = FirstStageEntry::extended_accessed_mask();
-    /// All that a driver sets that does not rely on the hardware to maintain A and D.
-    pub const READY: u64 = USER | WRITE | ACCESSED | DIRTY;
-}
-
-/// Size of a first-stage page; the value is the level of its leaf entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageSize {
-    /// 4 KiB.
-    Size4K = 1,
-    /// 2 MiB.
-    Size2M = 2,
-    /// 1 GiB.
-    Size1G = 3,
-}
-
-impl PageSize {
-    /// Level of the leaf entry.
-    #[must_use]
-    pub const fn level(self) -> u32 {
-        self as u32
-    }
-
-    /// Size in bytes.
-    #[must_use]
-    pub const fn bytes(self) -> u64 {
-        1 << FirstStageEntry::page_bits(self.level())
-    }
-}
 
 /// A root table and the area in which everything else is allocated.
 pub struct Tables<'m, M> {
@@ -157,7 +118,42 @@ impl<'m, M: TableMemory> Tables<'m, M> {
 
     /// A first-stage table of `levels` (4 or 5) that no PASID has yet.
     pub fn address_space(&self, levels: u32) -> AddressSpace<'_, 'm, M> {
-        AddressSpace { tables: self, root: self.allocate(1), levels }
+        AddressSpace::new(self, Stage::First, levels, 0)
+    }
+
+    /// A first-stage table for nesting: its tables lie where a second stage maps their addresses plus `bias` to,
+    /// which is what its entries say.
+    pub fn inner_space(&self, levels: u32, bias: u64) -> AddressSpace<'_, 'm, M> {
+        AddressSpace::new(self, Stage::First, levels, bias)
+    }
+
+    /// A second-stage table of `levels` (3 to 5) that nobody has yet.
+    pub fn second_space(&self, levels: u32) -> AddressSpace<'_, 'm, M> {
+        AddressSpace::new(self, Stage::Second, levels, 0)
+    }
+
+    /// Makes the legacy-mode context entry of `source`. A root table serves one mode only.
+    pub fn legacy_context(
+        &self,
+        source: SourceId,
+        kind: LegacyTranslationType,
+        domain: u16,
+        space: &AddressSpace<'_, '_, M>,
+    ) -> Gpa {
+        let root = RootHalf::locate_legacy(self.root, source);
+        if !RootHalf::new_with_raw_value(self.word(root)).present() {
+            let table = u52::new(self.allocate(1).0 >> 12);
+            self.set_word(root, RootHalf::ZERO.with_present(true).with_context_table(table).raw_value());
+        }
+        let at = LegacyContextLow::locate(Gpa(self.word(root) & !0xfff), source);
+        let high = LegacyContextHigh::ZERO.with_did(domain).with_aw(space.width());
+        let low = LegacyContextLow::ZERO
+            .with_present(true)
+            .with_tt(kind)
+            .with_second_stage(u52::new(space.root().0 >> 12));
+        self.set_word(Gpa(at.0 + 8), high.raw_value());
+        self.set_word(at, low.raw_value());
+        at
     }
 }
 
@@ -241,17 +237,27 @@ impl<'t, 'm, M: TableMemory> PasidBuilder<'t, 'm, M> {
         space
     }
 
-    /// Gives the PASID an existing first-stage table, which others may have too.
+    /// Gives the PASID an existing table of either stage, which others may have too.
     pub fn attach(&self, domain: u16, space: &AddressSpace<'_, '_, M>) -> &Self {
-        let mode = if space.levels == 5 { FirstStageMode::FiveLevel } else { FirstStageMode::FourLevel };
-        let word2 =
-            PasidWord2::ZERO.with_fspm(mode).with_first_stage(u52::new(space.root.0 >> 12)).raw_value();
-        self.set(TranslationType::First, domain, word2)
+        match space.stage() {
+            Stage::First => self.set(TranslationType::First, domain, 0, first_word(space)),
+            Stage::Second => self.set(TranslationType::Second, domain, second_word(space), 0),
+        }
+    }
+
+    /// Nests a first stage over a second.
+    pub fn nest(
+        &self,
+        domain: u16,
+        inner: &AddressSpace<'_, '_, M>,
+        outer: &AddressSpace<'_, '_, M>,
+    ) -> &Self {
+        self.set(TranslationType::Nested, domain, second_word(outer), first_word(inner))
     }
 
     /// Lets addresses through as they are.
     pub fn pass_through(&self, domain: u16) -> &Self {
-        self.set(TranslationType::PassThrough, domain, 0)
+        self.set(TranslationType::PassThrough, domain, 0, 0)
     }
 
     /// Clears "present", as a driver does before it tears down.
@@ -267,73 +273,19 @@ impl<'t, 'm, M: TableMemory> PasidBuilder<'t, 'm, M> {
     }
 
     /// "Present" is set last, as a driver does it.
-    fn set(&self, kind: TranslationType, domain: u16, word2: u64) -> &Self {
+    fn set(&self, kind: TranslationType, domain: u16, word0: u64, word2: u64) -> &Self {
         let word1 = PasidWord1::ZERO.with_did(domain).with_pwsnp(true).raw_value();
-        let word0 = PasidWord0::ZERO.with_pgtt(kind).with_present(true).raw_value();
+        let word0 = PasidWord0::new_with_raw_value(word0).with_pgtt(kind).with_present(true).raw_value();
         self.edit(1, |_| word1).edit(2, |_| word2).edit(0, |_| word0)
     }
 }
 
-/// A first-stage table.
-pub struct AddressSpace<'t, 'm, M> {
-    tables: &'t Tables<'m, M>,
-    root: Gpa,
-    levels: u32,
+fn first_word<M: TableMemory>(space: &AddressSpace<'_, '_, M>) -> u64 {
+    let mode = if space.levels() == 5 { FirstStageMode::FiveLevel } else { FirstStageMode::FourLevel };
+    PasidWord2::ZERO.with_fspm(mode).with_first_stage(u52::new(space.address().0 >> 12)).raw_value()
 }
 
-impl<M: TableMemory> AddressSpace<'_, '_, M> {
-    /// Address of the top-level table.
-    #[must_use]
-    pub fn root(&self) -> Gpa {
-        self.root
-    }
-
-    /// Maps one page; tables that are missing are made, present, writable and for users.
-    pub fn map(&self, iova: u64, gpa: u64, size: PageSize, flags: u64) -> &Self {
-        let mut table = self.root;
-        for level in (size.level() + 1..=self.levels).rev() {
-            let at = FirstStageEntry::locate(table, iova, level);
-            if !FirstStageEntry::new_with_raw_value(self.tables.word(at)).present() {
-                let entry = self.tables.allocate(1).0 | FirstStageEntry::present_mask();
-                let flags = flags::USER | flags::WRITE | flags & flags::ACCESSED;
-                self.tables.set_word(at, entry | flags);
-            }
-            table = Gpa(self.tables.word(at) & FirstStageEntry::address_mask());
-        }
-        let at = FirstStageEntry::locate(table, iova, size.level());
-        let leaf = gpa & !(size.bytes() - 1) | flags | FirstStageEntry::present_mask();
-        let page_size = if size == PageSize::Size4K { 0 } else { FirstStageEntry::page_size_mask() };
-        self.tables.set_word(at, leaf | page_size);
-        self
-    }
-
-    /// Makes the page at `iova` not present.
-    pub fn unmap(&self, iova: u64, size: PageSize) -> &Self {
-        self.tables.set_word(self.entry_at(iova, size.level()), 0);
-        self
-    }
-
-    /// Where the entry of `level` for `iova` lies; the tables above it exist.
-    #[must_use]
-    pub fn entry_at(&self, iova: u64, level: u32) -> Gpa {
-        let mut table = self.root;
-        for above in (level + 1..=self.levels).rev() {
-            let at = FirstStageEntry::locate(table, iova, above);
-            table = Gpa(self.tables.word(at) & FirstStageEntry::address_mask());
-        }
-        FirstStageEntry::locate(table, iova, level)
-    }
-
-    /// The entry of `level` for `iova`.
-    #[must_use]
-    pub fn entry(&self, iova: u64, level: u32) -> FirstStageEntry {
-        FirstStageEntry::new_with_raw_value(self.tables.word(self.entry_at(iova, level)))
-    }
-
-    /// Changes the entry of `level` for `iova`.
-    pub fn edit(&self, iova: u64, level: u32, change: impl FnOnce(u64) -> u64) -> &Self {
-        let at = self.entry_at(iova, level);
-        self.tables.set_word(at, change(self.tables.word(at)));
-        self
-    }
+fn second_word<M: TableMemory>(space: &AddressSpace<'_, '_, M>) -> u64 {
+    let root = u52::new(space.root().0 >> 12);
+    PasidWord0::ZERO.with_aw(space.width()).with_second_stage(root).raw_value()
 }

@@ -15,7 +15,8 @@
 //!    `turn` only,
 //! 6. `endpoints`, and `state` (register file, fault log, page request queue): leaves. Nothing is called with
 //!    them held but guest memory and the interrupt sink,
-//! 7. host objects.
+//! 7. the turn of [`crate::cache`], taken by invalidations while they drop entries: nothing is called with it,
+//! 8. host objects.
 //!
 //! [`Translator::translate`] takes no lock at all, [`Translator::report`] leaves only, and
 //! [`Translator::page_request`] shares `arriving`, which is wanted alone only between descriptors. That is why an
@@ -32,6 +33,7 @@ mod command;
 mod interrupts;
 mod processing;
 mod register_based;
+mod saved;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
@@ -44,11 +46,11 @@ use iommu_core::{
 };
 
 use crate::ats;
+use crate::cache::Caches;
 use crate::capability::Capability;
 use crate::event;
 use crate::fault::{self, FaultLog, Origin};
 use crate::interrupt::Interrupts;
-use crate::invalidation::{ContextScope, PasidScope};
 use crate::memory::TableMemory;
 use crate::page_request::{self, Enqueued, implicit_invalidation, is_stop_marker};
 use crate::queue::Ring;
@@ -88,6 +90,7 @@ pub struct Unit<M> {
     msi: Arc<dyn MsiSink>,
     /// A [`RootLatch`].
     root: AtomicU64,
+    caches: Caches,
     ports: Arc<PortSet>,
     endpoints: RwLock<HashMap<SourceId, Weak<dyn Endpoint>>>,
     turn: Mutex<()>,
@@ -107,6 +110,7 @@ impl<M: TableMemory> Unit<M> {
             memory,
             msi,
             root: AtomicU64::new(RootLatch::default().to_raw()),
+            caches: Caches::new(),
             ports: Arc::default(),
             endpoints: RwLock::default(),
             turn: Mutex::default(),
@@ -189,19 +193,14 @@ impl<M: TableMemory> Unit<M> {
 
     /// Drops everything that is cached, here and in the ports, and waits for open sessions.
     fn invalidate_all(&self) {
-        self.invalidate_translations(&Invalidation::ALL);
+        self.caches.clear();
+        self.ports.clear();
     }
 
-    /// Drops context entries.
-    #[expect(clippy::unused_self, reason = "none is cached")]
-    fn invalidate_contexts(&self, _: &ContextScope) {}
-
-    /// Drops PASID entries.
-    #[expect(clippy::unused_self, reason = "none is cached")]
-    fn invalidate_pasids(&self, _: &PasidScope) {}
-
-    /// Drops translations, and waits for open sessions: on return nobody uses one of them.
+    /// Drops tables and translations, and waits for open sessions: on return nobody uses one of them. Ports come
+    /// last: a session may have gone by what was here.
     fn invalidate_translations(&self, invalidation: &Invalidation) {
+        self.caches.invalidate_structures(invalidation);
         self.ports.invalidate(invalidation);
     }
 
@@ -243,7 +242,9 @@ impl<M: TableMemory> Unit<M> {
 
 impl<M: TableMemory> Translator for Unit<M> {
     fn translate(&self, request: &Request) -> Result<Translation, Fault> {
-        translate::translate(&self.context(), request)
+        // The view first: what is put into caches must not be older than it.
+        let view = self.caches.view();
+        translate::translate_cached(&self.context(), &view, request)
     }
 
     fn report(&self, fault: &Fault) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use devices::bus::BusDevice;
 use iommu_core::{Dma, InterruptRemapper, MsiSink, RemappedMsi, SourceId};
-use iommu_vtd::dmar::{Dmar, IoApicScope};
+use iommu_vtd::dmar::{DeviceScope, Dmar, DmarError, Drhd, ScopeKind};
 use iommu_vtd::{Capability, Profile, ProfileError, Unit, UnitConfig};
 
 use crate::boot::cpuid::Paging;
@@ -48,14 +48,13 @@ impl Iommu {
     }
 
     /// The DMAR table after its ACPI header.
-    pub(crate) fn dmar(&self) -> Vec<u8> {
-        Dmar {
-            capability: self.unit.capability(),
-            register_base: VTD.start,
-            ioapics: &[IoApicScope { id: IOAPIC_ID, source: IOAPIC_SOURCE }],
-            ats_root_ports: false,
-        }
-        .body()
+    ///
+    /// # Errors
+    /// None that a user could bring about.
+    pub(crate) fn dmar(&self) -> Result<Vec<u8>, DmarError> {
+        let ioapic = DeviceScope::new(ScopeKind::IoApic(IOAPIC_ID), IOAPIC_SOURCE);
+        let unit = Drhd::for_all(self.unit.capability(), VTD.start, vec![ioapic]);
+        Dmar { units: vec![unit], ..Dmar::default() }.body()
     }
 
     /// The unit as a remapper of interrupts, if it is one.

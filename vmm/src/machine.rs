@@ -134,7 +134,7 @@ fn load(ram: &GuestRam, config: &mut Config, iommu: Option<&Iommu>) -> Result<En
     let kernel = linux::load_kernel(ram, &mut config.kernel, low_end)?;
     let initrd =
         config.initrd.as_mut().map(|initrd| linux::load_initrd(ram, initrd, &kernel, low_end)).transpose()?;
-    let dmar = iommu.map(Iommu::dmar);
+    let dmar = iommu.map(Iommu::dmar).transpose().map_err(|error| impossible(&error))?;
     let machine = acpi::Machine { cpus: config.cpus, dmar: dmar.as_deref() };
     let rsdp = acpi::write(ram, &machine).map_err(|_| too_small("the ACPI tables"))?;
     let told = params::Told { memory_bytes: config.memory_bytes, cmdline: &config.cmdline, initrd, rsdp };

@@ -57,39 +57,53 @@ pub trait Endpoint: Send + Sync {
 }
 
 /// A host IOMMU behind a model, for assigned devices.
+///
+/// Called by the model from the thread whose turn it is to process commands, with no lock held that a method of
+/// [`Translator`] takes: an implementer may wait for a page request that it is handing in.
 pub trait HostIommu: Send + Sync {
-    /// What the host offers for every device behind it.
+    /// What the host offers for every device behind it. Nothing while there is none.
     fn capabilities(&self) -> Capabilities;
 
     /// Binds (source, PASID) to a domain, replacing what was bound before; [`Domain::Blocked`] unbinds.
-    /// `pasid: None` is the binding of requests without PASID.
+    /// `pasid: None` is the binding of requests without PASID, and so is PASID 0, which models use for them.
+    /// A domain that is bound already costs nothing.
+    ///
+    /// On return no request that the host reported under the old binding is on its way to the guest any more,
+    /// and each that was not answered is.
     ///
     /// # Errors
-    /// The host refused. The old binding is still in force, and the caller at once asks for
-    /// [`Domain::Blocked`]: a device never stays on tables that the guest has taken back.
+    /// The host refused. (source, PASID) is blocked, unless [`HostError::still_bound`] says otherwise: a device
+    /// never stays on tables that the guest has taken back.
     fn set_domain(&self, source: SourceId, pasid: Option<Pasid>, domain: &Domain) -> Result<(), HostError>;
 
-    /// Drops cached translations on the host. On return none of them is in use.
-    ///
-    /// # Errors
-    /// Some could not be dropped; the caller blocks the domains concerned.
-    fn invalidate(&self, batch: &[Invalidation]) -> Result<(), HostError>;
+    /// Takes note of an invalidation, for what is bound at this moment. Some or all of it may be put off until
+    /// [`Self::sync`].
+    fn invalidate(&self, invalidation: &Invalidation);
 
-    /// Answers a page request group that the host reported.
+    /// Carries out what was noted. On return none of the translations concerned is in use.
     ///
     /// # Errors
-    /// The host did not take the answer.
+    /// Some could not be dropped. What they belong to is blocked, as by [`Self::set_domain`].
+    fn sync(&self) -> Result<(), HostError>;
+
+    /// Answers a page request group that the host reported. Unknown groups are ignored: guests send surplus
+    /// answers.
+    ///
+    /// # Errors
+    /// The host did not take the answer; it is kept and offered again.
     fn respond(&self, response: &PageResponse) -> Result<(), HostError>;
 }
 
 /// A host operation failed.
 #[derive(Debug, thiserror::Error)]
-#[error("{operation} on {object} failed")]
+#[error("{operation} on {object} failed{}", if *.still_bound { "; the device may still use what it was bound to" } else { "" })]
 pub struct HostError {
     /// What was tried.
     pub operation: &'static str,
     /// On which host object.
     pub object: String,
+    /// The host did not even take the binding away that was to go. The caller has to stop the device.
+    pub still_bound: bool,
     /// The host's reason.
     #[source]
     pub source: std::io::Error,

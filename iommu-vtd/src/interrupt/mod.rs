@@ -187,8 +187,13 @@ impl Interrupts {
 
     /// Back to the state after power-on; listeners stay.
     pub fn reset(&self) {
+        self.restore(Latch::OFF);
+    }
+
+    /// Puts `saved` in place of what commands have set. Nothing stays cached, and routes are resolved anew.
+    pub fn restore(&self, saved: Latch) {
         let mut latch = self.latch.write();
-        *latch = Latch::OFF;
+        *latch = saved;
         self.cache.lock().invalidate(InterruptScope::All);
         drop(latch);
         self.notify();

@@ -2,9 +2,9 @@
 
 use super::fields::Profile;
 use super::options::{
-    ADMS, AW_BITS, DIT, DRAIN, DT, EAFS, EIM, ESIRTPS, FS1GP, FS5LP, FSTS, HOST_ADDRESS_WIDTH, IR, NEST,
-    NUMBERS, NWFS, PASID_BITS, PDS, PI, PRESETS, PRS, QI, RPRIVS, RPS, SCALABLE_MODE, SMPWCS, SMS, SRS,
-    SSADS, SSTS, Switch, names,
+    ADMS, AW_BITS, DIT, DT, EAFS, EIM, ESIRTPS, FS1GP, FS5LP, FSTS, HOST_ADDRESS_WIDTH, IR, NEST, NUMBERS,
+    NWFS, PASID_BITS, PDS, PI, PRESETS, PRS, QI, RPRIVS, RPS, SCALABLE_MODE, SMPWCS, SMS, SRS, SSADS, SSTS,
+    Switch, names,
 };
 
 /// A profile that no hardware could have, or a text that names none.
@@ -50,10 +50,8 @@ fn option_names() -> String {
     names().collect::<Vec<_>>().join(", ")
 }
 
-/// The first needs the second.
+/// The first needs the second, and goes with it when only a preset asked for it.
 pub(super) const NEEDS: &[(Switch, Switch)] = &[
-    (SCALABLE_MODE, QI),
-    (SCALABLE_MODE, DRAIN),
     (FSTS, SCALABLE_MODE),
     (SSTS, SCALABLE_MODE),
     (NEST, FSTS),
@@ -82,7 +80,8 @@ pub(super) const NEEDS: &[(Switch, Switch)] = &[
     (ESIRTPS, IR),
 ];
 
-/// A need that is not one switch's of another.
+/// A need that is not one switch's of another, or where nothing goes silently: who switches off a small thing is
+/// not to lose scalable mode by it.
 struct Special {
     feature: &'static str,
     needs: &'static str,
@@ -91,6 +90,12 @@ struct Special {
 
 /// All others.
 const SPECIAL: &[Special] = &[
+    Special {
+        feature: "scalable-mode",
+        needs: "qi=on",
+        broken: |p| p.scalable_mode && !p.queued_invalidation,
+    },
+    Special { feature: "scalable-mode", needs: "dma-drain=on", broken: |p| p.scalable_mode && !p.dma_drain },
     Special {
         feature: "scalable-mode",
         needs: "fsts=on or ssts=on",
@@ -177,5 +182,107 @@ impl Profile {
             self.address_width = self.address_width.min(48);
         }
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::{RWBF, SWITCHES};
+    use super::*;
+
+    /// All features at once; only flushing write buffers goes with no other.
+    fn everything() -> Profile {
+        let mut profile = Profile::svm(46).with_address_width(57);
+        for switch in SWITCHES.iter().filter(|switch| switch.name != RWBF.name) {
+            switch.set(&mut profile, true);
+        }
+        profile
+    }
+
+    #[test]
+    fn everything_goes_together() {
+        assert_eq!(check(&everything()), Ok(()));
+        assert_eq!(everything().settled(), everything());
+        for preset in PRESETS {
+            let profile = (preset.make)(46);
+            assert_eq!((check(&profile), profile.settled()), (Ok(()), profile), "{}", preset.name);
+        }
+    }
+
+    #[test]
+    fn a_feature_without_its_base_is_refused_by_both_names() {
+        for (feature, needs) in NEEDS {
+            let mut profile = everything();
+            needs.set(&mut profile, false);
+            let expected = format!("{} needs {}=on", feature.name, needs.name);
+            let asked_for = profile.settled_except(&[feature.name]);
+            assert_eq!(check(&asked_for).map_err(|error| error.to_string()), Err(expected.clone()));
+            let rest = profile.settled();
+            assert!(!feature.get(&rest), "{expected}");
+            let possible = Profile { scalable_mode: rest.scalable_mode && rest.queued_invalidation, ..rest };
+            assert_eq!(check(&possible.settled()), Ok(()), "{expected}");
+        }
+    }
+
+    /// (name, change, error)
+    #[test]
+    fn other_impossible_mixes_say_what_is_missing() {
+        type Row = (&'static str, fn(&mut Profile), &'static str);
+        let rows: [Row; 13] = [
+            (
+                "no queue",
+                |p| *p = Profile { queued_invalidation: false, ..*p }.settled(),
+                "scalable-mode needs qi=on",
+            ),
+            ("no drain", |p| p.dma_drain = false, "scalable-mode needs dma-drain=on"),
+            (
+                "no stage",
+                |p| *p = Profile { first_stage: false, second_stage: false, ..*p }.settled(),
+                "scalable-mode needs fsts=on or ssts=on",
+            ),
+            ("write buffers", |p| p.write_buffer_flush = true, "scalable-mode needs rwbf=off"),
+            (
+                "PASIDs in legacy mode",
+                |p| *p = Profile { pasid_bits: 20, ..Profile::legacy(46) },
+                "pasid-bits needs scalable-mode=on",
+            ),
+            (
+                "five levels of 48 bits",
+                |p| *p = Profile { five_level: true, ..Profile::svm(46) },
+                "fs5lp needs aw-bits=57",
+            ),
+            (
+                "39-bit first stage",
+                |p| *p = Profile::svm(46).with_address_width(39),
+                "fsts needs aw-bits=48 or aw-bits=57",
+            ),
+            (
+                "57 bits and no table that has them",
+                |p| *p = Profile { address_width: 57, ..Profile::svm(46) },
+                "aw-bits=57 needs fs5lp=on, or a second stage (ssts=on)",
+            ),
+            ("PASIDs", |p| p.pasid_bits = 21, "pasid-bits of 21 is not possible: give 0 to 20"),
+            (
+                "narrow CPUs",
+                |p| p.host_address_width = 35,
+                "host address width of 35 is not possible: give 36 to 52",
+            ),
+            (
+                "wide CPUs",
+                |p| p.host_address_width = 64,
+                "host address width of 64 is not possible: give 36 to 52",
+            ),
+            ("mask", |p| p.max_address_mask = 52, "mamv of 52 is not possible: give 0 to 51"),
+            (
+                "domains",
+                |p| p.domain_id_bits = 5,
+                "domain-bits of 5 is not possible: give 4, 6, 8, 10, 12, 14 or 16",
+            ),
+        ];
+        for (name, change, expected) in rows {
+            let mut profile = everything();
+            change(&mut profile);
+            assert_eq!(check(&profile).unwrap_err().to_string(), expected, "{name}");
+        }
     }
 }

@@ -114,3 +114,107 @@ fn read_number(number: &Number, value: &str) -> Result<u32, ProfileError> {
     let (option, possible) = (number.name, number.possible);
     read.ok_or_else(|| ProfileError::Value { option, value: value.into(), possible })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fields::LargestPage;
+    use super::super::options::names;
+    use super::*;
+
+    const FOUR: Platform = Platform { host_address_width: 46, five_level: false };
+    const FIVE: Platform = Platform { five_level: true, ..FOUR };
+
+    fn error(text: &str) -> String {
+        Profile::parse(text, FOUR).unwrap_err().to_string()
+    }
+
+    /// (text, profile)
+    #[test]
+    fn texts_name_profiles() {
+        let full = Profile::full(46);
+        let rows = [
+            ("", full),
+            ("full", full),
+            (" full , ", full),
+            ("svm", Profile::svm(46)),
+            ("legacy", Profile::legacy(46)),
+            ("scalable,pasid-bits=16", Profile { pasid_bits: 16, ..Profile::scalable(46) }),
+            ("svm=off", Profile { page_requests: false, stop_marker: false, ..full }),
+            ("svm,prs=off", Profile { page_requests: false, stop_marker: false, ..Profile::svm(46) }),
+            ("legacy,caching-mode", Profile { caching_mode: true, ..Profile::legacy(46) }),
+            ("legacy,sslps=2m", Profile { second_stage_pages: LargestPage::TwoMib, ..Profile::legacy(46) }),
+            ("legacy,aw-bits=39", Profile::legacy(46).with_address_width(39)),
+            ("svm,aw-bits=57", Profile::svm(46).with_address_width(57)),
+            ("svm,fs5lp=on", Profile::svm(46).with_address_width(57)),
+            ("scalable,aw-bits=57", Profile::scalable(46).with_address_width(57)),
+            (
+                "svm,scalable-mode=off",
+                Profile { second_stage_pages: LargestPage::FourKib, page_drain: true, ..Profile::legacy(46) },
+            ),
+            ("legacy,qi=off", Profile { queued_invalidation: false, ..Profile::legacy(46) }.settled()),
+        ];
+        for (text, expected) in rows {
+            assert_eq!(Profile::parse(text, FOUR), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_first_stage_follows_the_cpus_unless_told() {
+        for (text, address_width, five_level) in [
+            ("svm", 57, true),
+            ("svm,fs5lp=off", 48, false),
+            ("svm,aw-bits=48", 48, false),
+            ("legacy", 48, false),
+            ("scalable", 48, false),
+        ] {
+            let profile = Profile::parse(text, FIVE).unwrap();
+            assert_eq!((profile.address_width, profile.five_level), (address_width, five_level), "{text}");
+        }
+    }
+
+    /// (text, what the error says)
+    #[test]
+    fn mistakes_are_named_with_what_is_possible() {
+        for (text, expected) in [
+            ("modern", "no preset is called 'modern': there are legacy, scalable, svm, full"),
+            ("full,colour=red", "no option is called 'colour': there are scalable-mode, "),
+            ("colour=red", "no option is called 'colour': "),
+            ("full,svm,full", "no option is called 'full': "),
+            ("full,eim=maybe", "eim of maybe is not possible: give on or off"),
+            ("full,pasid-bits", "pasid-bits has no value: write pasid-bits=..."),
+            ("aw-bits", "aw-bits has no value"),
+            ("full,aw-bits=40", "aw-bits of 40 is not possible: give 39, 48 or 57"),
+            ("full,mamv=-1", "mamv of -1 is not possible: give 0 to 51"),
+            ("full,sslps=1m", "sslps of 1m is not possible: give 4k, 2m or 1g"),
+            ("full,sslps", "sslps has no value"),
+            ("full,prs=on,svm=on", "svm is given twice"),
+            ("legacy,svm=on", "svm needs scalable-mode=on"),
+            ("legacy,fsts=on", "fsts needs scalable-mode=on"),
+            ("legacy,scalable-mode=on", "scalable-mode needs fsts=on or ssts=on"),
+            ("legacy,pasid-bits=8", "pasid-bits needs scalable-mode=on"),
+            ("full,device-iotlb=off,svm=on", "svm needs device-iotlb=on"),
+            ("full,intremap=off,eim=on", "eim needs intremap=on"),
+            ("svm,nest=on", "nest needs ssts=on"),
+            ("svm,aw-bits=39", "fsts needs aw-bits=48 or aw-bits=57"),
+            ("svm,aw-bits=48,fs5lp=on", "fs5lp needs aw-bits=57"),
+            ("svm,aw-bits=57,fs5lp=off", "aw-bits=57 needs fs5lp=on"),
+            ("full,rwbf=on", "scalable-mode needs rwbf=off"),
+            ("full,dma-drain=off", "scalable-mode needs dma-drain=on"),
+            ("full,qi=off", "scalable-mode needs qi=on"),
+            ("svm,fsts=off", "scalable-mode needs fsts=on or ssts=on"),
+        ] {
+            assert!(error(text).starts_with(expected), "{text}: {}", error(text));
+        }
+    }
+
+    #[test]
+    fn no_two_options_share_a_name() {
+        let aliases = SWITCHES.iter().flat_map(|switch| switch.aliases);
+        let numbers = NUMBERS.iter().flat_map(|number| number.aliases);
+        let all: Vec<&str> = names().chain(aliases.chain(numbers).copied()).collect();
+        let unique: std::collections::BTreeSet<_> = all.iter().collect();
+        assert_eq!(all.len(), unique.len(), "{all:?}");
+        let help = super::super::help();
+        assert!(names().all(|name| help.contains(&format!("\n{name}="))), "{help}");
+    }
+}

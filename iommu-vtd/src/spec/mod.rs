@@ -36,3 +36,9 @@ const fn reserved_word(fields: &[(u64, bool)], address_bits: u32) -> u64 {
     }
     !defined | above(address_bits)
 }
+
+/// The domain-id bits that exist (CAP.ND); a field of 16 bits holds them.
+fn domain_mask(cap: registers::Cap) -> u16 {
+    let bits = (4 + 2 * u32::from(cap.nd().value())).min(16);
+    u16::MAX >> (16 - bits)
+}

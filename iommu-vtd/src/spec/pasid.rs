@@ -154,7 +154,6 @@ pub const fn locate(table: Gpa, pasid: Pasid) -> Gpa {
 #[must_use]
 pub fn reserved(host_bits: u32, cap: Cap, ecap: Ecap) -> [u64; PASID_ENTRY_WORDS] {
     let (first, second) = (ecap.fsts(), ecap.ssts());
-    let domain = (1 << (4 + 2 * u32::from(cap.nd().value())).min(16)) - 1;
     let word0 = [
         (PasidWord0::present_mask(), true),
         (PasidWord0::fpd_mask(), true),
@@ -164,7 +163,7 @@ pub fn reserved(host_bits: u32, cap: Cap, ecap: Ecap) -> [u64; PASID_ENTRY_WORDS
         (PasidWord0::second_stage_mask(), second),
     ];
     let word1 = [
-        (PasidWord1::did_mask() & domain, true),
+        (PasidWord1::did_mask() & u64::from(super::domain_mask(cap)), true),
         (PasidWord1::pwsnp_mask(), ecap.smpwcs()),
         (PasidWord1::pgsnp_mask(), ecap.sc()),
     ];

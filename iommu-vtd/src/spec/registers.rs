@@ -81,6 +81,9 @@ pub struct Ecap {
     /// Stop markers behave as defined.
     #[bit(58, rw)]
     sms: bool,
+    /// Translated requests may have a PASID.
+    #[bit(56, rw)]
+    ptrs: bool,
     /// The RID_PRIV field is honoured.
     #[bit(53, rw)]
     rprivs: bool,

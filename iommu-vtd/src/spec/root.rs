@@ -1,17 +1,19 @@
-//! Scalable-mode root entry (revision 5.10, §9.2): 4 KiB table, 256 entries of 128 bits, index: bus.
+//! Root entries (revision 5.10; legacy mode §9.1, scalable mode §9.2): 4 KiB table, 256 entries of 128 bits,
+//! index: bus.
 
 use arbitrary_int::u52;
 use bitbybit::bitfield;
 use iommu_core::{Gpa, SourceId};
 
-/// Half of a root entry: bits 63:0 lead to the contexts of devfn 00h-7Fh, bits 127:64 to those of 80h-FFh.
+/// Half of a root entry. In scalable mode bits 63:0 lead to the contexts of devfn 00h-7Fh and bits 127:64 to those
+/// of 80h-FFh; in legacy mode bits 63:0 lead to all of them and bits 127:64 are reserved.
 #[bitfield(u64, default = 0, debug, introspect, forbid_overlaps)]
 #[derive(PartialEq, Eq)]
 pub struct RootHalf {
-    /// LCTP, UCTP: address of the context table in units of 4 KiB.
+    /// CTP, LCTP, UCTP: address of the context table in units of 4 KiB.
     #[bits(12..=63, rw)]
     context_table: u52,
-    /// LP, UP: present.
+    /// P, LP, UP: present.
     #[bit(0, rw)]
     present: bool,
 }
@@ -23,6 +25,13 @@ impl RootHalf {
     pub const fn locate(root: Gpa, source: SourceId) -> Gpa {
         let half = (source.devfn() >> 7) as u64;
         Gpa(root.0.wrapping_add(source.bus() as u64 * 16 + half * 8))
+    }
+
+    /// Where the entry for `source` lies in the legacy-mode table at `root`.
+    #[inline]
+    #[must_use]
+    pub const fn locate_legacy(root: Gpa, source: SourceId) -> Gpa {
+        Gpa(root.0.wrapping_add(source.bus() as u64 * 16))
     }
 
     /// Bits that must be 0 where physical addresses have `host_bits` bits.

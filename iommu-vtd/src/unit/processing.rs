@@ -50,8 +50,8 @@ impl<M: TableMemory> Unit<M> {
     /// The named function did not complete the invalidation of its device-TLB in time.
     fn act(&self, descriptor: &Descriptor) -> Result<(), SourceId> {
         match descriptor {
-            Descriptor::ContextCache(scope) => self.invalidate_contexts(scope),
-            Descriptor::PasidCache(scope) => self.invalidate_pasids(scope),
+            Descriptor::ContextCache(scope) => self.caches.invalidate_contexts(scope),
+            Descriptor::PasidCache(scope) => self.caches.invalidate_pasids(scope),
             Descriptor::Translations(invalidation) => self.invalidate_translations(invalidation),
             Descriptor::DeviceTlb(invalidation) => {
                 let source = invalidation.source;

@@ -40,7 +40,7 @@ impl<M: TableMemory> Unit<M> {
         }
         let scope = if served { context_scope(register, &self.capability) } else { None };
         if let Some(scope) = scope {
-            self.invalidate_contexts(&scope);
+            self.caches.invalidate_contexts(&scope);
         }
         let done = if scope.is_some() { register.cirg() } else { REFUSED };
         let mut state = self.state.lock();

@@ -1,22 +1,22 @@
 //! The first-stage walk (revision 5.10, §3.6): four or five levels of x86-64 tables.
 
-use iommu_core::Gpa;
+use iommu_core::{Gpa, Tag};
 
-use super::{Intent, Leaf, WriteIntent};
+use super::{
+    ATTEMPTS, Intent, Leaf, NO_PATH, Path, Reached, Start, StructureCache, Unmarked, Used, WriteIntent,
+    update,
+};
+use crate::lookup::Lookup;
 use crate::memory::{Reader, TableMemory};
-use crate::rules::Rules;
 use crate::spec::fault::Reason;
-use crate::spec::paging::{FirstStageEntry, LEVELS};
-
-/// How often a walk starts over because an entry changed under it. A guest that keeps changing entries only
-/// makes its own access fail.
-const ATTEMPTS: u32 = 16;
+use crate::spec::paging::{self, FirstStageEntry};
 
 const WRITE: u64 = FirstStageEntry::write_mask();
 const USER: u64 = FirstStageEntry::user_mask();
 const ACCESSED: u64 = FirstStageEntry::accessed_mask();
 const DIRTY: u64 = FirstStageEntry::dirty_mask();
 const EXTENDED_ACCESSED: u64 = FirstStageEntry::extended_accessed_mask();
+const ADDRESS: u64 = FirstStageEntry::address_mask();
 
 /// A first-stage table as a PASID entry describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,42 +30,70 @@ pub(crate) struct FirstStageTable {
     pub(crate) extended_accessed: bool,
     /// The walk is coherent (PWSNP); without that no entry may be updated.
     pub(crate) snooped: bool,
+    /// What caches know it by.
+    pub(crate) tag: Tag,
 }
 
 impl FirstStageTable {
     /// Width of input addresses in bits.
     #[inline]
     pub(crate) const fn input_bits(&self) -> u32 {
-        FirstStageEntry::page_bits(self.levels + 1)
+        paging::page_bits(self.levels + 1)
     }
 
     /// Whether the address bits above the width repeat the topmost one within.
     #[inline]
-    const fn is_canonical(&self, address: u64) -> bool {
+    pub(super) const fn is_canonical(&self, address: u64) -> bool {
         let unused = 64 - self.input_bits();
         (address << unused).cast_signed() >> unused == address.cast_signed()
     }
+
+    /// What is set in every entry that is used.
+    #[inline]
+    pub(super) const fn marks(&self) -> u64 {
+        ACCESSED | if self.extended_accessed { EXTENDED_ACCESSED } else { 0 }
+    }
+
+    /// Where a walk to `address` starts.
+    #[inline]
+    pub(super) fn start<C: StructureCache>(&self, caches: &C, address: u64) -> Start {
+        caches.first(&self.tag, address).unwrap_or(Start {
+            level: self.levels,
+            table: self.root,
+            all: u64::MAX,
+        })
+    }
 }
 
-/// The entries that a walk used, with their addresses. Index: level; those below the leaf mean nothing.
-type Path = [(Gpa, u64); LEVELS + 1];
+/// What a first-stage table stands on: how the addresses in its entries lead to memory.
+pub(super) trait Ground {
+    /// Address bits that must be 0 in an entry (SFS.5).
+    fn beyond(&self) -> u64;
 
-/// Where a walk came to.
-#[derive(Clone, Copy)]
-struct Reached {
-    /// The leaf entry.
-    leaf: u64,
-    /// Its level.
-    level: u32,
-    /// AND of all entries: what each of them allows, and what is set in each of them.
-    all: u64,
+    /// Where in memory the entry at `address` lies, and whether it may be updated. `root`: it is one of the root
+    /// table.
+    fn place(&self, address: Gpa, root: bool) -> Result<(Gpa, bool), Reason>;
+}
+
+/// No second stage: addresses are those of memory.
+struct Flat;
+
+impl Ground for Flat {
+    #[inline]
+    fn beyond(&self) -> u64 {
+        0
+    }
+
+    #[inline]
+    fn place(&self, address: Gpa, _: bool) -> Result<(Gpa, bool), Reason> {
+        Ok((address, true))
+    }
 }
 
 /// Translates `address`. Leaves accessed, extended-accessed and dirty bits set as the request needs them.
 #[inline(always)]
-pub(crate) fn walk<M: TableMemory>(
-    memory: &Reader<'_, M>,
-    rules: &Rules,
+pub(crate) fn walk<M: TableMemory, C: StructureCache>(
+    cx: &Lookup<'_, M, C>,
     table: &FirstStageTable,
     address: u64,
     intent: Intent,
@@ -73,60 +101,59 @@ pub(crate) fn walk<M: TableMemory>(
     if !table.is_canonical(address) {
         return Err(Reason::Sgn1);
     }
-    let used = ACCESSED | if table.extended_accessed { EXTENDED_ACCESSED } else { 0 };
-    let mut path = [(Gpa(0), 0); LEVELS + 1];
+    let mut path = NO_PATH;
     for _ in 0..ATTEMPTS {
-        let reached = descend(memory, rules, table, address, &mut path)?;
+        let start = table.start(cx.caches, address);
+        let reached = descend(cx, table, &Flat, (address, start), &mut path)?;
         let writable = judge(table, &reached, intent)?;
-        let dirty = if writable && intent.write != WriteIntent::No { DIRTY } else { 0 };
-        let marked = reached.all & used == used && reached.leaf & dirty == dirty;
-        if marked
-            || update(memory, table, &path[reached.level as usize..=table.levels as usize], used, dirty)?
-        {
-            return Ok(leaf(&reached, address, writable && (reached.leaf | dirty) & DIRTY != 0));
+        let dirties = writable && intent.write != WriteIntent::No;
+        if mark(&cx.memory, table, &reached, &path, dirties)? {
+            tell(cx, table, (address, start), &reached, &path);
+            return Ok(leaf(&reached, address, writable && (dirties || reached.leaf & DIRTY != 0)));
         }
     }
     Err(Reason::Sfs10)
 }
 
-/// Reads entries down to the leaf.
+/// Reads entries down to the leaf. `from`: the address to translate, and where to start.
 #[inline(always)]
-fn descend<M: TableMemory>(
-    memory: &Reader<'_, M>,
-    rules: &Rules,
+pub(super) fn descend<M: TableMemory, C>(
+    cx: &Lookup<'_, M, C>,
     table: &FirstStageTable,
-    address: u64,
+    ground: &impl Ground,
+    from: (u64, Start),
     path: &mut Path,
 ) -> Result<Reached, Reason> {
-    let mut next = table.root;
-    let mut level = table.levels;
-    let mut all = u64::MAX;
+    let (address, start) = from;
+    let Start { mut level, table: mut next, mut all } = start;
     loop {
-        let gpa = FirstStageEntry::locate(next, address, level);
-        let Some(raw) = memory.load(gpa) else {
-            return Err(if level == table.levels { Reason::Sfs4 } else { Reason::Sfs1 });
-        };
+        let root = level == table.levels;
+        let (at, writable) = ground.place(paging::locate(next, address, level), root)?;
+        let raw = cx.memory.load(at).ok_or(if root { Reason::Sfs4 } else { Reason::Sfs1 })?;
         let entry = FirstStageEntry::new_with_raw_value(raw);
         if !entry.present() {
             return Err(Reason::Sfs2);
         }
         let index = level as usize;
-        if raw & rules.paging[index][usize::from(entry.page_size())] != 0 {
+        if raw & cx.rules.first_entries[index][usize::from(entry.page_size())] != 0 {
             return Err(Reason::Sfs3);
         }
-        path[index] = (gpa, raw);
+        if raw & ground.beyond() != 0 {
+            return Err(Reason::Sfs5);
+        }
+        path[index] = Used { at, raw, writable };
         all &= raw;
         if entry.page_size() || level == 1 {
-            return Ok(Reached { leaf: raw, level, all });
+            return Ok(Reached { top: start.level, level, leaf: raw, all });
         }
-        next = Gpa(raw & FirstStageEntry::address_mask());
+        next = Gpa(raw & ADDRESS);
         level -= 1;
     }
 }
 
 /// Whether writes are allowed, or why not even this request is.
 #[inline]
-fn judge(table: &FirstStageTable, reached: &Reached, intent: Intent) -> Result<bool, Reason> {
+pub(super) fn judge(table: &FirstStageTable, reached: &Reached, intent: Intent) -> Result<bool, Reason> {
     if !intent.privileged && reached.all & USER == 0 {
         return Err(Reason::Sgn2);
     }
@@ -134,36 +161,53 @@ fn judge(table: &FirstStageTable, reached: &Reached, intent: Intent) -> Result<b
     if intent.write == WriteIntent::Needed && !writable { Err(Reason::Sgn6) } else { Ok(writable) }
 }
 
-/// Sets `used` in every entry of `path`, which starts with the leaf, and `dirty` in the leaf; from the root
-/// down. `false`: an entry has changed since it was read, and nothing that was read still holds.
-#[cold]
-fn update<M: TableMemory>(
+/// Sets the bits that a use leaves behind. `false`: an entry changed meanwhile, and the walk starts over.
+#[inline(always)]
+pub(super) fn mark<M: TableMemory>(
     memory: &Reader<'_, M>,
     table: &FirstStageTable,
-    path: &[(Gpa, u64)],
-    used: u64,
-    dirty: u64,
+    reached: &Reached,
+    path: &Path,
+    dirties: bool,
 ) -> Result<bool, Reason> {
-    if !table.snooped {
-        return Err(Reason::Sfs9);
+    let marks = table.marks();
+    let dirty = if dirties { DIRTY } else { 0 };
+    if reached.all & marks == marks && reached.leaf & dirty == dirty {
+        return Ok(true);
     }
-    for (index, &(gpa, old)) in path.iter().enumerate().rev() {
-        let new = old | used | if index == 0 { dirty } else { 0 };
-        if new != old {
-            match memory.compare_exchange(gpa, old, new) {
-                Some(Ok(_)) => {}
-                Some(Err(_)) => return Ok(false),
-                None => return Err(Reason::Sfs10),
-            }
-        }
+    update(memory, table.snooped, reached.used(path), marks, dirty).map_err(|unmarked| match unmarked {
+        Unmarked::NotSnooped => Reason::Sfs9,
+        Unmarked::Forbidden => Reason::Sfs8,
+        Unmarked::Failed => Reason::Sfs10,
+    })
+}
+
+/// Tells the caches what the walk has passed.
+#[inline(always)]
+pub(super) fn tell<M: TableMemory, C: StructureCache>(
+    cx: &Lookup<'_, M, C>,
+    table: &FirstStageTable,
+    from: (u64, Start),
+    reached: &Reached,
+    path: &Path,
+) {
+    let (address, start) = from;
+    for passed in reached.tables(path, start, ADDRESS) {
+        let passed = Start { all: passed.all | table.marks(), ..passed };
+        cx.caches.keep_first(&table.tag, address, passed);
     }
-    Ok(true)
 }
 
 #[inline]
-fn leaf(reached: &Reached, address: u64, write: bool) -> Leaf {
-    let page_bits = FirstStageEntry::page_bits(reached.level);
+pub(super) fn leaf(reached: &Reached, address: u64, write: bool) -> Leaf {
+    let page_bits = paging::page_bits(reached.level);
     let low = (1 << page_bits) - 1;
-    let output = reached.leaf & FirstStageEntry::address_mask() & !low | address & low;
-    Leaf { output, page_bits, write }
+    let output = reached.leaf & ADDRESS & !low | address & low;
+    Leaf { output, page_bits, read: true, write }
+}
+
+/// Whether the page is marked dirty.
+#[inline]
+pub(super) const fn is_dirty(reached: &Reached) -> bool {
+    reached.leaf & DIRTY != 0
 }

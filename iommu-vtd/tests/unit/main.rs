@@ -8,3 +8,4 @@ mod flows;
 mod hostile;
 mod page_requests;
 mod queue;
+mod saved;

@@ -5,5 +5,9 @@
 mod accessed_dirty;
 mod conditions;
 mod details;
+mod differences;
+mod legacy;
+mod nested;
 mod reserved;
+mod second_stage;
 mod world;

@@ -16,79 +16,54 @@ struct Structure {
     at: fn(&World<'_>) -> Gpa,
     words: u32,
     reserved: Ranges,
+    /// Asked without PASID.
+    legacy: bool,
+}
+
+/// A structure of one word on the way of a request with PASID.
+const fn word(name: &'static str, code: u16, at: fn(&World<'_>) -> Gpa, reserved: Ranges) -> Structure {
+    Structure { name, code, at, words: 1, reserved, legacy: false }
 }
 
 fn process(world: &World<'_>, level: u32) -> Gpa {
-    let entry = world.pasid(PROCESS).at();
-    let mut table = world.tables.word(Gpa(entry.0 + 16)) & !0xfff;
-    let five = world.tables.word(Gpa(entry.0 + 16)) & 4 != 0;
-    for above in (level + 1..=if five { 5 } else { 4 }).rev() {
-        let index = PAGE >> (12 + 9 * (above - 1)) & 0x1ff;
-        table = world.tables.word(Gpa(table + index * 8)) & 0xf_ffff_ffff_f000;
-    }
-    Gpa(table + (PAGE >> (12 + 9 * (level - 1)) & 0x1ff) * 8)
+    first_at(world, PAGE, level)
 }
 
 const H: u32 = HAW;
 
 const STRUCTURES: &[Structure] = &[
+    word("root half", 0x3a, |w| w.tables.root(), &[(1, 11), (H, 63)]),
     Structure {
-        name: "root half",
-        code: 0x3a,
-        at: |w| w.tables.root(),
-        words: 1,
-        reserved: &[(1, 11), (H, 63)],
-    },
-    Structure {
-        name: "context entry",
-        code: 0x42,
-        at: |w| w.context().at(),
         words: 4,
-        reserved: &[(5, 6), (7, 8), (H, 63), (85, 255)],
+        ..word("context entry", 0x42, |w| w.context().at(), &[(5, 6), (7, 8), (H, 63), (85, 255)])
     },
+    word("directory entry", 0x52, |w| w.pasid(PROCESS).directory_at(), &[(2, 11), (H, 63)]),
     Structure {
-        name: "directory entry",
-        code: 0x52,
-        at: |w| w.pasid(PROCESS).directory_at(),
-        words: 1,
-        reserved: &[(2, 11), (H, 63)],
-    },
-    Structure {
-        name: "PASID entry",
-        code: 0x5a,
-        at: |w| w.pasid(PROCESS).at(),
         words: 8,
         // Without a second stage SSADE and SSPTPTR are reserved, AW is let through.
-        reserved: &[
-            (5, 5),
-            (9, 9),
-            (10, 11),
-            (12, 63),
-            (80, 86),
-            (89, 127),
-            (129, 129),
-            (136, 139),
-            (128 + H, 191),
-            (192, 511),
-        ],
+        ..word(
+            "PASID entry",
+            0x5a,
+            |w| w.pasid(PROCESS).at(),
+            &[
+                (5, 5),
+                (9, 9),
+                (10, 11),
+                (12, 63),
+                (80, 86),
+                (89, 127),
+                (129, 129),
+                (136, 139),
+                (128 + H, 191),
+                (192, 511),
+            ],
+        )
     },
-    Structure { name: "PML4E", code: 0x72, at: |w| process(w, 4), words: 1, reserved: &[(7, 7), (H, 51)] },
+    word("PML4E", 0x72, |w| process(w, 4), &[(7, 7), (H, 51)]),
     // As large pages these two would have address bits below the page's size.
-    Structure {
-        name: "PDPE to a table",
-        code: 0x72,
-        at: |w| process(w, 3),
-        words: 1,
-        reserved: &[(7, 7), (H, 51)],
-    },
-    Structure {
-        name: "PDE to a table",
-        code: 0x72,
-        at: |w| process(w, 2),
-        words: 1,
-        reserved: &[(7, 7), (H, 51)],
-    },
-    Structure { name: "PTE", code: 0x72, at: |w| process(w, 1), words: 1, reserved: &[(H, 51)] },
+    word("PDPE to a table", 0x72, |w| process(w, 3), &[(7, 7), (H, 51)]),
+    word("PDE to a table", 0x72, |w| process(w, 2), &[(7, 7), (H, 51)]),
+    word("PTE", 0x72, |w| process(w, 1), &[(H, 51)]),
 ];
 
 /// Sets each bit alone. Clearing a set bit is not of interest.
@@ -105,7 +80,8 @@ fn check(structure: &Structure, prepare: fn(&World<'_>)) {
             continue;
         }
         world.tables.set_word(word_at, word | mask);
-        let found = code(world.ask(&read()));
+        let request = if structure.legacy { without_pasid(read()) } else { read() };
+        let found = code(world.ask(&request));
         world.tables.set_word(word_at, word);
         let reserved = structure.reserved.iter().any(|&(low, high)| (low..=high).contains(&bit));
         assert_eq!(found == structure.code, reserved, "{} bit {bit}: {found:#x}", structure.name);
@@ -126,34 +102,134 @@ fn reserved_bits_of_a_five_level_table_and_of_large_pages() {
         space.map(PAGE, OUTPUT, PageSize::Size4K, iommu_vtd::testkit::flags::READY);
         w.pasid(PROCESS).attach(7, &space);
     };
-    let pml5e = Structure {
-        name: "PML5E",
-        code: 0x72,
-        at: |w| process(w, 5),
-        words: 1,
-        reserved: &[(7, 7), (H, 51)],
-    };
-    check(&pml5e, five);
-    let pml4e = Structure { name: "PML4E under it", at: |w| process(w, 4), ..pml5e };
-    check(&pml4e, five);
-
+    check(&word("PML5E", 0x72, |w| process(w, 5), &[(7, 7), (H, 51)]), five);
+    check(&word("PML4E under it", 0x72, |w| process(w, 4), &[(7, 7), (H, 51)]), five);
     // Bit 12 is PAT.
-    let large = Structure {
-        name: "2 MiB PDE",
-        code: 0x72,
-        at: |w| process(w, 2),
-        words: 1,
-        reserved: &[(13, 20), (H, 51)],
-    };
+    let large = word("2 MiB PDE", 0x72, |w| process(w, 2), &[(13, 20), (H, 51)]);
     check(&large, |w| _ = w.map(PROCESS, PAGE, 0, PageSize::Size2M));
-    let huge = Structure {
-        name: "1 GiB PDPE",
-        code: 0x72,
-        at: |w| process(w, 3),
-        words: 1,
-        reserved: &[(13, 29), (H, 51)],
-    };
+    let huge = word("1 GiB PDPE", 0x72, |w| process(w, 3), &[(13, 29), (H, 51)]);
     check(&huge, |w| _ = w.map(PROCESS, PAGE, 0, PageSize::Size1G));
+}
+
+/// With a second stage offered, SSADE and SSPTPTR are defined, and ignored where they do not apply.
+#[test]
+fn reserved_bits_of_a_pasid_entry_with_everything_offered() {
+    let reserved: Ranges =
+        &[(5, 5), (10, 11), (H, 63), (80, 86), (89, 127), (129, 129), (136, 139), (128 + H, 191), (192, 511)];
+    let entry = Structure { words: 8, ..word("PASID entry", 0x5a, |w| w.pasid(PROCESS).at(), reserved) };
+    check(&entry, |w| w.registers(CAP_ALL, ECAP_ALL));
+    check(&entry, |w| w.second());
+    check(&entry, |w| w.nested());
+    check(&entry, |w| {
+        w.registers(CAP_ALL, ECAP_ALL);
+        w.pasid(PROCESS).pass_through(7);
+    });
+}
+
+fn second(world: &World<'_>, level: u32) -> Gpa {
+    second_at(world, PAGE, level)
+}
+
+/// Replaces the page of the second stage by a larger one at 0.
+fn enlarge(world: &World<'_>, level: u32) {
+    world.second();
+    edit(world, second(world, level), |_| 0x83);
+}
+
+/// The page size bit of the last level is ignored; bit 12 of a large page is reserved, other than in the first
+/// stage; bit 62 is reserved everywhere, bits 61, 63 and 60:52 are ignored.
+#[test]
+fn reserved_bits_of_second_stage_entries() {
+    let table: Ranges = &[(7, 7), (11, 11), (H, 51), (62, 62)];
+    check(&word("SS-PML4E", 0x7a, |w| second(w, 4), table), |w| w.second());
+    check(&word("SS-PDPE to a table", 0x7a, |w| second(w, 3), table), |w| w.second());
+    check(&word("SS-PDE to a table", 0x7a, |w| second(w, 2), table), |w| w.second());
+    check(&word("SS-PTE", 0x7a, |w| second(w, 1), &[(H, 51), (62, 62)]), |w| w.second());
+    let large = word("2 MiB SS-PDE", 0x7a, |w| second(w, 2), &[(12, 20), (H, 51), (62, 62)]);
+    check(&large, |w| enlarge(w, 2));
+    let huge = word("1 GiB SS-PDPE", 0x7a, |w| second(w, 3), &[(12, 29), (H, 51), (62, 62)]);
+    check(&huge, |w| enlarge(w, 3));
+    let five: fn(&World<'_>) = |w| {
+        w.registers(CAP_ALL, ECAP_ALL);
+        let space = w.tables.second_space(5);
+        space.map(PAGE, OUTPUT, PageSize::Size4K, iommu_vtd::testkit::flags::SECOND);
+        w.pasid(PROCESS).attach(7, &space);
+    };
+    check(&word("SS-PML5E", 0x7a, |w| second(w, 5), table), five);
+}
+
+/// SNP of a leaf depends on snoop control and on nothing else.
+#[test]
+fn snoop_bit_is_reserved_without_snoop_control() {
+    for (name, level) in [("SS-PTE", 1), ("2 MiB SS-PDE", 2), ("1 GiB SS-PDPE", 3)] {
+        for offered in [true, false] {
+            let memory = memory();
+            let world = World::new(&memory);
+            world.second();
+            if level > 1 {
+                enlarge(&world, level);
+            }
+            edit(&world, second(&world, level), |word| word | 1 << 11);
+            if !offered {
+                world.registers(CAP_ALL, ECAP_ALL & !(1 << 7));
+            }
+            assert_eq!(code(world.ask(&read())), if offered { 0 } else { 0x7a }, "{name}, SC={offered}");
+        }
+    }
+}
+
+/// (SSLPS, 2 MiB, 1 GiB)
+#[test]
+fn large_pages_of_the_second_stage_are_offered_one_by_one() {
+    for (sslps, two_mib, one_gib) in [(0, false, false), (1, true, false), (2, false, true), (3, true, true)]
+    {
+        for (level, offered) in [(2, two_mib), (3, one_gib)] {
+            let memory = memory();
+            let world = World::new(&memory);
+            enlarge(&world, level);
+            world.registers(CAP_ALL & !(3 << 34) | sslps << 34, ECAP_ALL);
+            assert_eq!(
+                code(world.ask(&read())),
+                if offered { 0 } else { 0x7a },
+                "SSLPS={sslps} level {level}"
+            );
+        }
+    }
+}
+
+#[test]
+fn reserved_bits_of_legacy_tables() {
+    let root: fn(&World<'_>) -> Gpa = |w| w.root.get().table();
+    let entry: fn(&World<'_>) -> Gpa = |w| w.legacy_at();
+    let legacy =
+        |name, code, at, words, reserved| Structure { words, legacy: true, ..word(name, code, at, reserved) };
+    check(&legacy("root entry", 0x0a, root, 2, &[(1, 11), (H, 63), (64, 127)]), |w| w.legacy());
+    let reserved: Ranges = &[(4, 11), (H, 63), (71, 71), (88, 127)];
+    check(&legacy("context entry", 0x0b, entry, 2, reserved), |w| w.legacy());
+    // Where it is not used, SSPTPTR may hold anything.
+    let passes: Ranges = &[(4, 11), (71, 71), (88, 127)];
+    check(&legacy("pass-through context entry", 0x0b, entry, 2, passes), |w| {
+        w.legacy();
+        edit(w, w.legacy_at(), |word| word & !0b1100 | 2 << 2);
+    });
+    let table: fn(&World<'_>) -> Gpa = |w| legacy_second_at(w, PAGE, 2);
+    check(&legacy("SS-PDE", 0x0c, table, 1, &[(7, 7), (11, 11), (H, 51), (62, 62)]), |w| w.legacy());
+}
+
+/// Domain-ids of legacy context entries.
+#[test]
+fn domain_ids_of_legacy_mode_have_as_many_bits_as_offered() {
+    for (nd, bits) in [(0, 4), (2, 8), (6, 16)] {
+        for bit in 0..16 {
+            let memory = memory();
+            let world = World::new(&memory);
+            world.legacy();
+            world.registers(CAP_ALL & !7 | nd, ECAP_ALL);
+            edit(&world, Gpa(world.legacy_at().0 + 8), |word| word & 7 | 1 << (8 + bit));
+            let expected = if bit < bits { 0 } else { 0x0b };
+            assert_eq!(code(world.ask(&without_pasid(read()))), expected, "ND={nd} bit {bit}");
+        }
+    }
 }
 
 /// (name, what is not offered, structure, bit, code). With the feature the bit is defined, without it reserved.

@@ -1,0 +1,12 @@
+//! What the fuzz targets share: a unit in use in a small machine, and the ways a guest has to it.
+//!
+//! A target's input is a list of steps. What is judged besides "no panic, and every call comes back" stands in
+//! the targets: promises that hold for any guest.
+
+mod bench;
+mod input;
+mod watched;
+
+pub use bench::{Bench, LAYOUT, Layout, RESTING};
+pub use input::{Offset, PageRequestInput, RequestInput};
+pub use watched::Watched;
