@@ -17,6 +17,7 @@
 //! | --- | --- |
 //! | 3 DMA remapping: tables and walk | [`tables`], [`translate`], `walk`, with the limits in [`rules`] |
 //! | 4 device-TLBs | [`ats`], [`translate`], `answer` |
+//! | 5 interrupt remapping | [`interrupt`] |
 //! | 6 caching and invalidation | [`invalidation`] (descriptors), [`queue`] (the ring) |
 //! | 7 faults and page requests | [`mod@fault`] (the log), [`page_request`] (the queue) |
 //! | 8 ACPI | [`dmar`] |
@@ -34,7 +35,7 @@
 //!
 //! # What it doesn't implement
 //!
-//! Root tables in legacy mode, second-stage and nested translation, interrupt remapping and posting: none is
+//! Root tables in legacy mode, second-stage and nested translation: none is
 //! offered in the capability registers, and tables that ask for them block the request with the manual's fault.
 //! Neither are snapshots, hosts behind the unit ([`iommu_core::HostIommu`]), performance monitoring, enhanced
 //! and virtual commands, MTRRs, protected memory regions, abort-DMA mode, host permission tables and PASIDs in

@@ -55,6 +55,7 @@ impl Materials {
 #[derive(Clone, Debug)]
 pub struct Guest {
     cpus: u32,
+    apic_id_step: u32,
     memory_mib: u64,
     svm: Option<String>,
     elf: bool,
@@ -71,13 +72,27 @@ impl Guest {
     /// One CPU, 512 MiB, a bzImage, the SVM endpoint as svmm makes it.
     #[must_use]
     pub fn new() -> Self {
-        Self { cpus: 1, memory_mib: 512, svm: Some(String::new()), elf: false, words: Vec::new() }
+        Self {
+            cpus: 1,
+            apic_id_step: 1,
+            memory_mib: 512,
+            svm: Some(String::new()),
+            elf: false,
+            words: Vec::new(),
+        }
     }
 
     /// Number of vCPUs.
     #[must_use]
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// Distance of the vCPUs' APIC ids.
+    #[must_use]
+    pub fn apic_id_step(mut self, step: u32) -> Self {
+        self.apic_id_step = step;
         self
     }
 
@@ -138,6 +153,9 @@ impl Guest {
         option("--initrd", materials.initrd.clone().into());
         option("--cmdline", line.into());
         option("--cpus", self.cpus.to_string().into());
+        if self.apic_id_step != 1 {
+            option("--apic-id-step", self.apic_id_step.to_string().into());
+        }
         option("--memory-mib", self.memory_mib.to_string().into());
         option("--serial", "stdio".into());
         match self.svm.as_deref() {

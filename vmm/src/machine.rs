@@ -18,7 +18,6 @@ use iommu_core::{MsiSink, SourceId};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::boot::cpuid::Place;
 use crate::boot::linux::{self, Entry};
 use crate::boot::{params, regs};
 use crate::config::{Complaint, Config, SerialTarget, reasons};
@@ -76,10 +75,9 @@ impl Machine {
             wiring.mmio.insert(VTD, Arc::new(iommu))?;
         }
         let exits = wiring.finish();
-        let cpus = (0..config.cpus)
+        let cpus = (config.cpus.ids())
             .map(|apic_id| {
-                let place = Place { apic_id, cpus: config.cpus };
-                vm.create_vcpu(place, paging, (apic_id == 0).then_some(&entry))
+                vm.create_vcpu(config.cpus.place(apic_id), paging, (apic_id == 0).then_some(&entry))
             })
             .collect::<Result<_, _>>()
             .map_err(|error| kvm_refused(&error))?;
