@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | [`bus`] | address decoding |
+//! | [`dma_engine`] | a DMA engine that is no PCI function |
 //! | [`exit`] | the port by which a guest program ends the machine |
 //! | [`ioapic`] | the IOAPIC |
 //! | [`irq`] | interrupt lines |
@@ -10,9 +11,11 @@
 //! | [`reset`] | power-off, reset and panic |
 //! | [`serial`] | the serial port |
 //! | [`svm`] | the SVM endpoint |
+//! | [`virtio`] | virtio devices: the PCI transport, the disk |
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod dma_engine;
 pub mod exit;
 pub mod ioapic;
 pub mod irq;
@@ -20,3 +23,4 @@ pub mod pci;
 pub mod reset;
 pub mod serial;
 pub mod svm;
+pub mod virtio;

@@ -312,16 +312,37 @@ mod tests {
     #[test]
     fn registers_are_laid_out_as_the_manual_says() {
         type Row = (&'static str, fn(&mut Profile), u64, u64);
-        let rows: [Row; 5] = [
-            ("legacy", |p| *p = Profile::legacy(46), 0x80d2_078c_226f_0606, 0x0000_0202_0000_0fc7),
-            ("preset", |_| (), 0x81d2_0780_226f_0406, 0x0403_8f9e_a000_0fc7),
-            ("57 bits", |p| *p = p.with_address_width(57), 0x91d2_0780_2278_0c06, 0x0403_8f9e_a000_0fc7),
-            ("no 1 GiB", |p| p.one_gib_pages = false, 0x80d2_0780_226f_0406, 0x0403_8f9e_a000_0fc7),
+        let rows: [Row; 8] = [
+            ("legacy", |p| *p = Profile::legacy(46), 0xc0d2_078c_226f_0606, 0x0000_0202_00f0_0fdf),
+            ("preset", |_| (), 0xc1d2_0780_226f_0406, 0x0403_8f9e_a0f0_0fdf),
+            (
+                "scalable",
+                |p| *p = Profile { interrupt_remapping: false, ..Profile::scalable(46) }.settled(),
+                0x80d2_078c_226f_0606,
+                0x0003_6f9a_0000_0fc7,
+            ),
+            (
+                "all but interrupts",
+                |p| {
+                    let full = Profile::full(46).with_address_width(57);
+                    *p = Profile { caching_mode: true, interrupt_remapping: false, ..full }.settled();
+                },
+                0x91d2_078c_2278_0e86,
+                0x0433_ef9e_a400_0fc7,
+            ),
+            ("57 bits", |p| *p = p.with_address_width(57), 0xd1d2_0780_2278_0c06, 0x0403_8f9e_a0f0_0fdf),
+            ("no 1 GiB", |p| p.one_gib_pages = false, 0xc0d2_0780_226f_0406, 0x0403_8f9e_a0f0_0fdf),
             (
                 "no PRI",
                 |p| (p.page_requests, p.stop_marker) = (false, false),
-                0x81d2_0780_226f_0406,
-                0x0003_8f9e_8000_0fc7,
+                0xc1d2_0780_226f_0406,
+                0x0003_8f9e_80f0_0fdf,
+            ),
+            (
+                "posted interrupts, few handles",
+                |p| (p.posted_interrupts, p.max_handle_mask, p.extended_interrupts) = (true, 3, false),
+                0xc9d2_0780_226f_0406,
+                0x0403_8f9e_a030_0fcf,
             ),
         ];
         for (name, change, cap, ecap) in rows {

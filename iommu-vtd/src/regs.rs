@@ -366,7 +366,9 @@ mod tests {
     use crate::capability::Profile;
 
     fn file() -> RegisterFile {
-        RegisterFile::new(&Capability::new(&Profile::svm(46)).unwrap())
+        RegisterFile::new(
+            &Capability::new(&Profile { interrupt_remapping: false, ..Profile::svm(46) }.settled()).unwrap(),
+        )
     }
 
     fn read(file: &RegisterFile, offset: u64, bytes: usize) -> u64 {

@@ -144,6 +144,9 @@ const FAULTS: [&str; 8] = [
     "Device-TLB Invalidation",
 ];
 
+/// Programs that say in the log which case begins and ends.
+const TELLERS: [&str; 2] = ["svm-selftest: ", "iommufd-test: "];
+
 impl KernelLog {
     /// Takes what the guest's init printed between its markers. Pure.
     ///
@@ -168,7 +171,7 @@ impl KernelLog {
         let mut provoked = false;
         let mut complaints = Vec::new();
         for line in &self.lines {
-            if let Some((_, event)) = line.split_once("svm-selftest: ") {
+            if let Some((_, event)) = TELLERS.iter().find_map(|teller| line.split_once(teller)) {
                 // The driver may print a fault a moment after the case that made it.
                 provoked = event.ends_with(" provokes") || (provoked && event.starts_with("end "));
                 continue;

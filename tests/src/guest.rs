@@ -30,6 +30,8 @@ pub struct Materials {
     pub vmlinux: PathBuf,
     /// `SVMM_GUEST_INITRD`: an initial file system with `guest-init` and `svm-selftest`.
     pub initrd: PathBuf,
+    /// `SVMM_NEXT_INITRD`: the same, and in it a kernel to go on with.
+    pub next_initrd: PathBuf,
 }
 
 impl Materials {
@@ -47,6 +49,7 @@ impl Materials {
             kernel: path("SVMM_KERNEL")?,
             vmlinux: path("SVMM_VMLINUX")?,
             initrd: path("SVMM_GUEST_INITRD")?,
+            next_initrd: path("SVMM_NEXT_INITRD")?,
         })
     }
 }
@@ -59,6 +62,9 @@ pub struct Guest {
     memory_mib: u64,
     svm: Option<String>,
     elf: bool,
+    next_kernel: bool,
+    disks: Vec<String>,
+    options: Vec<String>,
     words: Vec<String>,
 }
 
@@ -78,6 +84,9 @@ impl Guest {
             memory_mib: 512,
             svm: Some(String::new()),
             elf: false,
+            next_kernel: false,
+            disks: Vec::new(),
+            options: Vec::new(),
             words: Vec::new(),
         }
     }
@@ -117,11 +126,38 @@ impl Guest {
         self
     }
 
+    /// Adds a disk, as for `--disk`.
+    #[must_use]
+    pub fn disk(mut self, value: &str) -> Self {
+        self.disks.push(value.to_owned());
+        self
+    }
+
+    /// Adds a remapping unit, as for `--iommu`.
+    #[must_use]
+    pub fn iommu(self, value: &str) -> Self {
+        self.option(&format!("--iommu={value}"))
+    }
+
+    /// Adds an argument of `svmm run`.
+    #[must_use]
+    pub fn option(mut self, argument: &str) -> Self {
+        self.options.push(argument.to_owned());
+        self
+    }
+
     /// Boots the ELF kernel, which is entered by PVH.
     #[must_use]
     pub fn elf(mut self) -> Self {
         self.elf = true;
         self
+    }
+
+    /// Puts a kernel into the initial file system, and `what` is the thing to do when that runs.
+    #[must_use]
+    pub fn then(mut self, what: &str) -> Self {
+        self.next_kernel = true;
+        self.word(&format!("svmm.next={what}"))
     }
 
     /// Adds something for the guest's init to do: `PROGRAM,ARG,...` or `@ACTION`.
@@ -150,7 +186,8 @@ impl Guest {
         let mut arguments: Vec<OsString> = vec!["run".into()];
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
         option("--kernel", kernel.into());
-        option("--initrd", materials.initrd.clone().into());
+        let initrd = if self.next_kernel { &materials.next_initrd } else { &materials.initrd };
+        option("--initrd", initrd.into());
         option("--cmdline", line.into());
         option("--cpus", self.cpus.to_string().into());
         if self.apic_id_step != 1 {
@@ -158,6 +195,10 @@ impl Guest {
         }
         option("--memory-mib", self.memory_mib.to_string().into());
         option("--serial", "stdio".into());
+        for disk in &self.disks {
+            option("--disk", disk.into());
+        }
+        arguments.extend(self.options.iter().map(OsString::from));
         match self.svm.as_deref() {
             Some("") => arguments.push("--svm".into()),
             Some(options) => arguments.push(format!("--svm={options}").into()),
@@ -214,6 +255,13 @@ impl Outcome {
             bail!("{command:?} did not end within {} s:\n{tail}\n{stderr}", started.elapsed().as_secs());
         };
         Ok(Self { code: status.code().unwrap_or(-1), console, stderr, elapsed: started.elapsed() })
+    }
+
+    /// What the guest's init printed of its remapping units: `unit ADDRESS has DEVICE ...`.
+    #[must_use]
+    pub fn units(&self) -> Vec<&str> {
+        let lines = self.console.lines().filter_map(|line| line.strip_prefix("guest-init: "));
+        lines.filter(|line| line.starts_with("unit ")).collect()
     }
 
     /// The selftest's results.
@@ -311,8 +359,16 @@ mod tests {
             kernel: "/kernel".into(),
             vmlinux: "/elf".into(),
             initrd: "/initrd".into(),
+            next_initrd: "/next".into(),
         };
-        let guest = Guest::new().cpus(4).memory_mib(6144).svm("pri=off").elf().run("@exit:3").word("debug");
+        let guest = Guest::new()
+            .cpus(4)
+            .memory_mib(6144)
+            .svm("pri=off")
+            .elf()
+            .disk("a,readonly")
+            .run("@exit:3")
+            .word("debug");
         let words: Vec<String> =
             guest.arguments(&materials).iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let expected = [
@@ -329,6 +385,8 @@ mod tests {
             "6144",
             "--serial",
             "stdio",
+            "--disk",
+            "a,readonly",
             "--svm=pri=off",
         ];
         assert_eq!(words, expected);

@@ -7,3 +7,4 @@
 
 pub mod expect;
 pub mod guest;
+pub mod image;

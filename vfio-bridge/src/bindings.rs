@@ -153,8 +153,10 @@ impl Bindings {
             self.record(source, pasid, new);
             return Ok(());
         }
-        // Hosts lose count of a device's fault queues when one of them is replaced under its requests without PASID.
-        let detach_first = old.is_some_and(|old| old.stuck || pasid.is_none() && old.target.faults());
+        // Hosts lose count of a device's fault queues when a table with one is replaced under its requests without
+        // PASID, or when such a replacement fails.
+        let miscounted = |old: &Binding| pasid.is_none() && (old.target.faults() || new.target.faults());
+        let detach_first = old.is_some_and(|old| old.stuck || miscounted(&old));
         let detached = if detach_first { self.unbind(source, pasid, gone) } else { Ok(()) };
         let attached = detached.and_then(|()| match self.devices.get(&source) {
             Some(slot) => slot.device.attach(pasid.map(Pasid::get), table),

@@ -1,6 +1,6 @@
 //! What a host offers for a device, and why it does not offer more.
 //!
-//! Every condition of every feature is a row of [`RULES`]: the feature is there if none of its rows objects, and the
+//! Every condition of every feature is a row of `RULES`: the feature is there if none of its rows objects, and the
 //! first that does is the reason given. Registers say what the hardware has, not what Linux made of it; so the
 //! rows also look at what was tried ([`Findings`]).
 
@@ -299,4 +299,185 @@ pub(crate) fn live_services(read: impl Fn(u16) -> Option<u32>) -> (Live, Live) {
         }
     }
     (ats, pri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bits of CAP and ECAP, by the manual's numbers.
+    const CAP: u64 = 1 << 60 | 1 << 56;
+    const ECAP: u64 = 1 << 48
+        | 1 << 46
+        | 1 << 45
+        | 1 << 43
+        | 1 << 42
+        | 1 << 40
+        | 19 << 35
+        | 1 << 34
+        | 1 << 33
+        | 1 << 31
+        | 1 << 29
+        | 1 << 26
+        | 1 << 2;
+
+    fn full() -> Findings {
+        Findings {
+            info: HwInfo {
+                vendor: VendorInfo::Vtd { flags: 1, cap: CAP, ecap: ECAP },
+                max_pasid_log2: 20,
+                capabilities: capability::DIRTY_TRACKING,
+            },
+            nest_parent: Ok(true),
+            fault_queue: Ok(()),
+            ats: Live::On,
+            pri: Live::On,
+        }
+    }
+
+    fn without(cap_bit: Option<u32>, ecap_bit: Option<u32>) -> Findings {
+        let clear = |register: u64, bit: Option<u32>| bit.map_or(register, |bit| register & !(1 << bit));
+        let vendor = VendorInfo::Vtd { flags: 1, cap: clear(CAP, cap_bit), ecap: clear(ECAP, ecap_bit) };
+        Findings { info: HwInfo { vendor, ..full().info }, ..full() }
+    }
+
+    #[test]
+    fn a_host_with_everything_offers_everything_but_a_second_stage() {
+        let offer = Offer::judge(&full());
+        assert_eq!(offer.missing, []);
+        let expected = Capabilities {
+            first_stage_bits: 57,
+            second_stage_bits: 0,
+            nested: false,
+            first_stage_page_sizes: 0x4020_1000,
+            second_stage_page_sizes: 0,
+            pasid_bits: 20,
+            device_tlb: true,
+            page_requests: true,
+            supervisor: true,
+            dirty_tracking: true,
+            coherent_walk: true,
+        };
+        assert_eq!(offer.capabilities, expected);
+        assert!(offer.extended_accessed && offer.write_protect);
+    }
+
+    /// (findings, feature, its reason begins so). Together the rows give every reason there is.
+    fn rows() -> Vec<(Findings, Feature, &'static str)> {
+        let parent = |nest_parent| Findings { nest_parent, ..full() };
+        let vendor = |vendor| Findings { info: HwInfo { vendor, ..full().info }, ..full() };
+        let info = |change: fn(&mut HwInfo)| {
+            let mut findings = full();
+            change(&mut findings.info);
+            findings
+        };
+        let (ats, pri) = (|ats| Findings { ats, ..full() }, |pri| Findings { pri, ..full() });
+        vec![
+            (vendor(VendorInfo::Other(4)), Feature::Nesting, "the host's IOMMU is not"),
+            (vendor(VendorInfo::None), Feature::Pasid, "hardware: no PASIDs"),
+            (without(None, Some(43)), Feature::Nesting, "hardware: no scalable mode"),
+            (without(None, Some(26)), Feature::Nesting, "hardware: no nested"),
+            (without(None, Some(46)), Feature::Nesting, "hardware: no second stage"),
+            (parent(Err(Errno::NOTTY)), Feature::Nesting, "kernel: no HWPT_ALLOC"),
+            (parent(Err(Errno::OPNOTSUPP)), Feature::Nesting, "kernel: scalable mode is off"),
+            (parent(Err(Errno::NOMEM)), Feature::Nesting, "kernel: no page table"),
+            (without(None, Some(40)), Feature::Pasid, "hardware: no PASIDs"),
+            (info(|i| i.max_pasid_log2 = 0), Feature::Pasid, "device: no PASID capability"),
+            (parent(Ok(false)), Feature::Pasid, "kernel: page tables cannot"),
+            (without(None, Some(2)), Feature::DeviceTlb, "hardware: no device-TLBs"),
+            (info(|i| i.capabilities |= 8), Feature::DeviceTlb, "device: its platform"),
+            (ats(Live::Absent), Feature::DeviceTlb, "device: no ATS"),
+            (ats(Live::Off), Feature::DeviceTlb, "host: ATS is off"),
+            (ats(Live::Off), Feature::PageRequests, "device: page requests need ATS"),
+            (without(None, Some(2)), Feature::PageRequests, "hardware: no device-TLBs"),
+            (without(None, Some(29)), Feature::PageRequests, "hardware: no page requests"),
+            (without(None, Some(42)), Feature::PageRequests, "hardware: page requests do not drain"),
+            (pri(Live::Absent), Feature::PageRequests, "device: no PRI"),
+            (pri(Live::Off), Feature::PageRequests, "host: PRI is off"),
+            (
+                Findings { fault_queue: Err(Errno::NOTTY), ..full() },
+                Feature::PageRequests,
+                "kernel: no fault queue",
+            ),
+            (without(Some(60), None), Feature::FiveLevel, "hardware: no 57-bit"),
+            (without(Some(56), None), Feature::GibPages, "hardware: no 1 GiB"),
+            (without(None, Some(48)), Feature::CoherentWalk, "hardware: walks do not snoop"),
+            (without(None, Some(31)), Feature::Supervisor, "hardware: no supervisor"),
+            (without(None, Some(33)), Feature::WriteProtect, "hardware: ECAP.NWFS"),
+            (without(None, Some(34)), Feature::ExtendedAccessed, "hardware: ECAP.EAFS"),
+            (info(|i| i.capabilities = 0), Feature::DirtyTracking, "hardware or kernel: no dirty"),
+        ]
+    }
+
+    #[test]
+    fn every_missing_feature_has_its_reason() {
+        for (findings, feature, reason) in rows() {
+            let offer = Offer::judge(&findings);
+            let given = offer.why_not(feature).unwrap_or("none");
+            assert!(given.starts_with(reason), "{feature:?}: {given}, not {reason}");
+        }
+        for Rule { feature, reason, .. } in &RULES {
+            let given = rows().iter().any(|(f, _, _)| Offer::judge(f).why_not(*feature) == Some(*reason));
+            assert!(given, "{feature:?} is never refused because of: {reason}");
+        }
+    }
+
+    /// A reason and a capability go together.
+    #[test]
+    fn what_is_missing_is_not_offered() {
+        let off = |feature, c: &Capabilities, o: &Offer| match feature {
+            Feature::Nesting => c.first_stage_bits == 0 && c.pasid_bits == 0 && !c.page_requests,
+            Feature::Pasid => c.pasid_bits == 0,
+            Feature::DeviceTlb => !c.device_tlb,
+            Feature::PageRequests => !c.page_requests,
+            Feature::FiveLevel => c.first_stage_bits != 57,
+            Feature::GibPages => c.first_stage_page_sizes & 1 << 30 == 0,
+            Feature::CoherentWalk => !c.coherent_walk,
+            Feature::Supervisor => !c.supervisor,
+            Feature::WriteProtect => !o.write_protect,
+            Feature::ExtendedAccessed => !o.extended_accessed,
+            Feature::DirtyTracking => !c.dirty_tracking,
+        };
+        for (findings, ..) in rows() {
+            let offer = Offer::judge(&findings);
+            for missing in &offer.missing {
+                assert!(off(missing.feature, &offer.capabilities, &offer), "{missing:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn pasids_are_as_wide_as_device_and_unit_allow() {
+        let mut findings = full();
+        findings.info.max_pasid_log2 = 12;
+        assert_eq!(Offer::judge(&findings).capabilities.pasid_bits, 12);
+        let vendor = VendorInfo::Vtd { flags: 0, cap: CAP, ecap: ECAP & !(0x1f << 35) | 7 << 35 };
+        findings.info = HwInfo { vendor, max_pasid_log2: 20, ..findings.info };
+        assert_eq!(Offer::judge(&findings).capabilities.pasid_bits, 8);
+    }
+
+    /// (name, (offset, double word) pairs, ATS, PRI).
+    #[test]
+    fn live_services_are_read_from_any_chain() {
+        type Row = (&'static str, Vec<(u16, u32)>, Live, Live);
+        let rows: [Row; 7] = [
+            ("nothing", vec![], Live::Absent, Live::Absent),
+            ("all ones", vec![(0x100, u32::MAX)], Live::Absent, Live::Absent),
+            ("ATS on", vec![(0x100, 0x1_000f), (0x104, 1 << 31)], Live::On, Live::Absent),
+            ("ATS off, depth set", vec![(0x100, 0x1_000f), (0x104, 0x1f)], Live::Off, Live::Absent),
+            (
+                "both, PRI off but stopped",
+                vec![(0x100, 0x2001_000f), (0x104, 1 << 31), (0x200, 0x1_0013), (0x204, 1 << 24)],
+                Live::On,
+                Live::Off,
+            ),
+            ("a loop", vec![(0x100, 0x1001_0013), (0x104, 1)], Live::Absent, Live::On),
+            ("into the header", vec![(0x100, 0x0401_0013), (0x40, 0x1_000f)], Live::Absent, Live::Off),
+        ];
+        for (name, words, ats, pri) in rows {
+            let read = |offset| Some(words.iter().find(|(at, _)| *at == offset).map_or(0, |(_, word)| *word));
+            assert_eq!(live_services(read), (ats, pri), "{name}");
+        }
+        assert_eq!(live_services(|_| None), (Live::Absent, Live::Absent));
+    }
 }

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 
 use crate::caps::{Live, Offer, live_services};
 use crate::kernel::{DeviceFile, HwInfo, Kernel, ObjectId};
-use crate::object::refused;
+use crate::object::{ATTACH, BIND, refused};
 
 /// A bound device. Dropping it closes its file, which detaches it from everything.
 pub(crate) struct Device {
@@ -25,7 +25,7 @@ impl Device {
         file: Box<dyn DeviceFile>,
     ) -> Result<Self, HostError> {
         let name = format!("device {source}");
-        let id = file.bind().map_err(|errno| refused("bind to the iommufd", &name, errno))?;
+        let id = file.bind().map_err(|errno| refused(BIND, &name, errno))?;
         let info =
             kernel.hw_info(id).map_err(|errno| refused("ask for hardware information", &name, errno))?;
         Ok(Self { source, id, info, file })
@@ -50,16 +50,13 @@ impl Device {
 
     /// Whether a PASID may be used. A kernel takes one that the device cannot send, and does nothing.
     pub(crate) fn check_pasid(&self, pasid: Option<u32>, offer: &Offer) -> Result<(), HostError> {
-        let fits = match pasid {
-            None => true,
-            Some(_) if offer.capabilities.pasid_bits == 0 => false,
-            Some(pasid) => pasid >> offer.capabilities.pasid_bits == 0,
-        };
-        if fits { Ok(()) } else { Err(self.refused("attach", pasid, Errno::OPNOTSUPP)) }
+        // Without PASIDs: none but 0, which never comes here.
+        let fits = pasid.is_none_or(|pasid| pasid >> offer.capabilities.pasid_bits == 0);
+        if fits { Ok(()) } else { Err(self.refused(ATTACH, pasid, Errno::OPNOTSUPP)) }
     }
 
     pub(crate) fn attach(&self, pasid: Option<u32>, table: ObjectId) -> Result<(), HostError> {
-        self.file.attach(pasid, table).map_err(|errno| self.refused("attach", pasid, errno))
+        self.file.attach(pasid, table).map_err(|errno| self.refused(ATTACH, pasid, errno))
     }
 
     /// Detaches; tried twice, because nothing else makes sure that a device is stopped.

@@ -2,7 +2,7 @@
 //!
 //! A group of faults has a *cookie* from the moment it is read until it is answered: by us, or by the kernel when
 //! what the group came through is detached. Then the number may be given to another group. So an answer is written,
-//! and cookies are forgotten, under one lock ([`Cookies`] lies behind it), and nothing is read between a
+//! and cookies are forgotten, under one lock (`Cookies` lies behind it), and nothing is read between a
 //! detachment and the forgetting (the backend's delivery lock).
 
 use std::collections::HashMap;
@@ -143,6 +143,14 @@ impl Cookies {
             self.unsent.push((name, FaultResponse { cookie, code }));
         }
         self.send_kept(queue)
+    }
+
+    /// Answers a record of no device that is known.
+    pub(crate) fn refuse(queue: &FaultQueue, record: &FaultRecord) -> Result<(), HostError> {
+        if record.flags & FaultRecord::LAST_PAGE == 0 {
+            return Ok(());
+        }
+        send(queue, &FaultResponse { cookie: record.cookie, code: FaultResponse::INVALID })
     }
 
     /// Gives up every group of a device that is waiting.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::kernel::ObjectId;
 use crate::memory::HostRange;
-use crate::object::{Kind, Object, Objects, refused};
+use crate::object::{Kind, MAP, Object, Objects, refused};
 
 /// Where x86 hosts take interrupt messages. Never memory for a device.
 pub const INTERRUPT_WINDOW: IovaRange = IovaRange::aligned(0xfee0_0000, 20);
@@ -48,7 +48,7 @@ impl Ioas {
         } else {
             self.object.kernel().ioas_map(self.id(), guest.start(), &memory)
         };
-        done.map_err(|errno| refused("map guest memory", format!("{} at {memory:?}", self.object), errno))?;
+        done.map_err(|errno| refused(MAP, format!("{} at {memory:?}", self.object), errno))?;
         mapped.push(memory);
         Ok(())
     }

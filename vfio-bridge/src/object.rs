@@ -12,6 +12,14 @@ use rustix::io::Errno;
 
 use crate::kernel::{Kernel, ObjectId};
 
+// Operations that there is advice for.
+pub(crate) const OPEN_IOMMUFD: &str = "open";
+pub(crate) const OPEN_DEVICE: &str = "open a device";
+pub(crate) const BIND: &str = "bind to the iommufd";
+pub(crate) const MAKE_NEST_PARENT: &str = "make a nest parent";
+pub(crate) const MAP: &str = "map guest memory";
+pub(crate) const ATTACH: &str = "attach";
+
 /// The error of an operation on an object.
 pub(crate) fn refused(operation: &'static str, object: impl fmt::Display, errno: Errno) -> HostError {
     let source = std::io::Error::from(errno);

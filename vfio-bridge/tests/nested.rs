@@ -37,7 +37,7 @@ fn a_binding_costs_no_more_than_it_must() {
         ("replace", Some(5), vec![first(1, 0x1000), first(1, 0x2000)], [2, 0, 2]),
         ("unbind", Some(5), vec![first(1, 0x1000), Domain::Blocked], [1, 1, 1]),
         ("pass through", Some(5), vec![PASS, Domain::PassThrough { id: DomainId(4) }], [1, 0, 0]),
-        ("without PASID", None, vec![PASS, first(1, 0x1000)], [2, 0, 1]),
+        ("without PASID, onto a fault queue", None, vec![PASS, first(1, 0x1000)], [2, 1, 1]),
         ("without PASID, off a fault queue", None, vec![first(1, 0x1000), first(1, 0x2000)], [2, 1, 2]),
         ("PASID 0 is without PASID", Some(0), vec![first(1, 0x1000), PASS], [2, 1, 1]),
     ];
@@ -356,6 +356,24 @@ fn units_that_share_no_page_table_get_their_own() {
     }
     assert_eq!(kernel.audit().objects["nested"], 2);
     drop(host);
+    check_nothing_left(&kernel);
+}
+
+#[test]
+fn the_guests_units_share_its_memory() {
+    let kernel = FakeKernel::new();
+    let host = NestedIommu::new(Arc::new(kernel.clone())).unwrap();
+    let sibling = host.sibling();
+    host.add_device(source(0), Box::new(kernel.add_device(0))).unwrap();
+    host.add_memory(&memory()).unwrap();
+    sibling.add_device(source(0), Box::new(kernel.add_device(1))).unwrap();
+    assert_eq!((kernel.audit().objects["IOAS"], kernel.count(Call::IoasMap)), (1, 2));
+    sibling.set_domain(source(0), None, &PASS).unwrap();
+    assert_eq!([0, 1].map(|n| kernel.hardware(n, None)), [Hardware::Blocked, Hardware::Parent]);
+    // Whichever goes first leaves the other what it needs.
+    drop(host);
+    sibling.set_domain(source(0), Some(Pasid::truncate(5)), &first(1, 0x1000)).unwrap();
+    drop(sibling);
     check_nothing_left(&kernel);
 }
 

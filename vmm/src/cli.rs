@@ -6,7 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::outcome::EXIT_CODES;
 
-const EXAMPLES: &str = "\
+/// For the help text.
+pub(crate) const EXAMPLES: &str = "\
 Examples:
   A guest with a serial console on this terminal (leave with Ctrl-A x):
     svmm run --kernel bzImage --initrd initramfs.cpio --cmdline \"console=ttyS0\"
@@ -15,8 +16,31 @@ Examples:
     svmm run --kernel vmlinux --initrd initramfs.cpio.gz --cpus 4 --memory-mib 6144 \\
         --svm queues=8,depth=64,ats=on,pri=on --cmdline \"console=ttyS0 panic=-1\" --serial file:console.log
 
+  Two disks, the second read-only, for the guest's virtio driver (/dev/vda, /dev/vdb):
+    svmm run --kernel bzImage --initrd initramfs.cpio --disk data.img --disk base.img,readonly,id=base
+
+  Two units: the first for an endpoint with five-level tables, the second, in legacy mode, for a disk:
+    svmm run --kernel bzImage --initrd initramfs.cpio --iommu full,aw-bits=57 --iommu legacy,id=old \\
+        --svm --disk data.img,iommu=old
+
+  A unit in scalable mode without PASIDs, and one without interrupt remapping that caches what is absent:
+    svmm run --kernel bzImage --iommu scalable,pasid-bits=0 --disk data.img
+    svmm run --kernel bzImage --iommu svm,intremap=off,caching-mode=on,id=u0 --svm iommu=u0
+
   Can this host run guests, and how fast?
     svmm doctor";
+
+/// What `--iommu` takes.
+fn units_help() -> String {
+    let profile = iommu_vtd::profile::help().replace('\n', "\n  ");
+    format!(
+        "Presets and options of --iommu (a mix that no hardware could have is refused):\n  {profile}\n  \
+         id=NAME: its name for iommu=ID of devices (iommu0, iommu1, ...)\n  \
+         node=0: tell the guest the unit's proximity domain\n  \
+         x2apic-opt-out=on|off: ask the guest not to use x2APIC\n  \
+         dma-opt-in=on|off: tell the guest that DMA is under control since power-on"
+    )
+}
 
 /// A virtual machine monitor in which shared virtual memory works.
 #[derive(Debug, Parser)]
@@ -41,7 +65,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a guest and stay until it ends
-    #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"))]
+    #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{units}\n\n{EXIT_CODES}", units = units_help()))]
     Run(Box<RunArgs>),
     /// Say what this host can do, and what to do about what is missing
     Doctor(DoctorArgs),
@@ -68,12 +92,24 @@ pub(crate) struct RunArgs {
     /// Guest memory in MiB, a multiple of 2
     #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true)]
     pub(crate) memory_mib: u64,
-    /// Add the SVM endpoint. Options, comma-separated: queues=1 to 16 (8), depth=2 to 1024, a power of two (64), ats=on|off (on), pri=on|off (on)
+    /// Add an SVM endpoint. Options, comma-separated: queues=1 to 16 (8), depth=2 to 1024, a power of two (64),
+    /// ats=on|off (on), pri=on|off (on), and those of all devices: iommu=ID of its unit (the first), rmrr-mib=N of
+    /// reserved memory that is mapped one to one, satc=on|required to list it as an integrated device with ATS.
+    /// May be given up to 15 times
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
-    pub(crate) svm: Option<String>,
-    /// The VT-d unit
-    #[arg(long, value_enum, default_value_t = Switch::On)]
-    pub(crate) iommu: Switch,
+    pub(crate) svm: Vec<String>,
+    /// Add a virtio disk: a file or block device, PATH[,readonly][,id=NAME], and the options of all devices. May be given up to 16 times; it is locked while
+    /// the guest runs
+    #[arg(long = "disk", value_name = "PATH")]
+    pub(crate) disks: Vec<String>,
+    /// Add a DMA engine that is a device of the ACPI namespace instead of a PCI function, with the options of all
+    /// devices. May be given up to 4 times
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) acpi_dma: Vec<String>,
+    /// A VT-d unit: PRESET[,OPTION=VALUE...], or off. May be given up to 8 times; the first has every device that
+    /// names no other. Presets and options are listed below
+    #[arg(long, value_name = "PROFILE", default_value = "full")]
+    pub(crate) iommu: Vec<String>,
     /// Where the serial console goes: stdio, null, or file:PATH
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     pub(crate) serial: String,
@@ -126,15 +162,16 @@ mod tests {
     #[test]
     fn optional_values_may_be_left_out() {
         for (line, svm, exit_port) in [
-            ("svmm run --kernel k", None, Switch::On),
-            ("svmm run --kernel k --svm", Some(""), Switch::On),
-            ("svmm run --kernel k --svm --exit-port", Some(""), Switch::On),
-            ("svmm run --kernel k --svm=queues=2 --exit-port off", Some("queues=2"), Switch::Off),
-            ("svmm run --kernel k --svm queues=2,pri=off", Some("queues=2,pri=off"), Switch::On),
+            ("svmm run --kernel k", vec![], Switch::On),
+            ("svmm run --kernel k --svm", vec![""], Switch::On),
+            ("svmm run --kernel k --svm --exit-port", vec![""], Switch::On),
+            ("svmm run --kernel k --svm=queues=2 --exit-port off", vec!["queues=2"], Switch::Off),
+            ("svmm run --kernel k --svm queues=2,pri=off", vec!["queues=2,pri=off"], Switch::On),
+            ("svmm run --kernel k --svm --svm iommu=b", vec!["", "iommu=b"], Switch::On),
         ] {
             let cli = Cli::try_parse_from(line.split(' ')).unwrap();
             let Command::Run(run) = cli.command else { panic!("{line}") };
-            assert_eq!(run.svm.as_deref(), svm, "{line}");
+            assert_eq!(run.svm, svm, "{line}");
             assert_eq!(run.exit_port, exit_port, "{line}");
         }
     }

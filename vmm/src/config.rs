@@ -1,16 +1,21 @@
 //! What is to be run, checked. Everything the user can get wrong is found here or while the machine is built.
 
-use std::fmt;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
-
-use devices::svm::SvmConfig;
-use devices::svm::spec::{DEPTH_LOG2, MAX_QUEUES};
+mod complaint;
+mod disk;
+mod files;
+mod namespace;
+mod svm;
+mod units;
 
 use crate::boot::cpuid::Cpus;
-use crate::cli::{RunArgs, Switch};
-use crate::layout::low;
+use crate::cli::RunArgs;
+use crate::layout::{LOW_RAM_LIMIT, low};
+
+pub(crate) use complaint::{Complaint, reasons};
+pub(crate) use disk::DiskFile;
+pub(crate) use files::{Initrd, Kernel, KernelFormat, SerialTarget};
+pub(crate) use svm::SvmSpec;
+pub(crate) use units::{Placement, UnitSpec};
 
 /// vCPUs at most: APIC ids stay below 255, and the 8-bit fields of CPUID hold their number.
 pub(crate) const MAX_CPUS: u32 = 64;
@@ -19,104 +24,8 @@ pub(crate) const MAX_MEMORY_MIB: u64 = 1 << 20;
 /// How often the host's memory may be promised to one guest: guests seldom touch all of theirs, but one that is
 /// given the wrong number of digits takes the host down while it boots.
 const OVERCOMMIT: u64 = 4;
-/// Where a bzImage's setup header has `cmdline_size`. Versions before 2.06 lack it; those that have the 64-bit entry
-/// that we need, from 2.12 on, do not.
-const CMDLINE_SIZE: std::ops::Range<usize> = 0x238..0x23c;
-/// What Linux for x86 takes if no setup header tells: its `COMMAND_LINE_SIZE` is 2048 with the NUL.
-const ELF_CMDLINE_MAX: u64 = 2047;
 /// Guest memory comes in pieces that huge pages can back.
 const MEMORY_STEP_MIB: u64 = 2;
-
-/// Something the user can put right: one line that names the thing, the reason and the remedy.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Complaint {
-    /// The thing that is wrong.
-    pub(crate) thing: String,
-    /// What is wrong with it.
-    pub(crate) reason: String,
-    /// What to do.
-    pub(crate) remedy: String,
-}
-
-impl Complaint {
-    /// A complaint; control characters become spaces, so that it stays one line and does nothing to a terminal.
-    pub(crate) fn new(
-        thing: impl fmt::Display,
-        reason: impl fmt::Display,
-        remedy: impl fmt::Display,
-    ) -> Self {
-        let line = |text: String| text.replace(char::is_control, " ");
-        Self {
-            thing: line(thing.to_string()),
-            reason: line(reason.to_string()),
-            remedy: line(remedy.to_string()),
-        }
-    }
-}
-
-impl fmt::Display for Complaint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}; {}", self.thing, self.reason, self.remedy)
-    }
-}
-
-/// The chain of an error's reasons on one line.
-pub(crate) fn reasons(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let more = source.to_string();
-        if !text.ends_with(&more) {
-            text = format!("{text}: {more}");
-        }
-        next = source.source();
-    }
-    text
-}
-
-/// How a kernel file is to be loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum KernelFormat {
-    /// Compressed image with the Linux setup header.
-    BzImage,
-    /// 64-bit ELF for x86.
-    Elf,
-}
-
-/// A kernel that can be read and looks like one.
-#[derive(Debug)]
-pub(crate) struct Kernel {
-    /// For messages.
-    pub(crate) path: PathBuf,
-    /// Open for reading, at its start.
-    pub(crate) file: File,
-    /// Its format.
-    pub(crate) format: KernelFormat,
-    /// The longest command line that it takes, in bytes without the final NUL.
-    pub(crate) cmdline_max: u64,
-}
-
-/// An initramfs that can be read.
-#[derive(Debug)]
-pub(crate) struct Initrd {
-    /// For messages.
-    pub(crate) path: PathBuf,
-    /// Open for reading.
-    pub(crate) file: File,
-    /// Length in bytes, not 0.
-    pub(crate) len: u64,
-}
-
-/// Where the serial console goes.
-#[derive(Debug)]
-pub(crate) enum SerialTarget {
-    /// Standard input and output.
-    Stdio,
-    /// Nowhere, and nothing comes in.
-    Null,
-    /// Into a file; nothing comes in.
-    File(File),
-}
 
 /// One machine.
 #[derive(Debug)]
@@ -131,10 +40,14 @@ pub(crate) struct Config {
     pub(crate) cpus: Cpus,
     /// RAM in bytes, a multiple of 2 MiB.
     pub(crate) memory_bytes: u64,
-    /// The SVM endpoint, if there is to be one.
-    pub(crate) svm: Option<SvmConfig>,
-    /// Whether there is a VT-d unit.
-    pub(crate) iommu: bool,
+    /// Remapping units. The first has all devices that name no other.
+    pub(crate) units: Vec<UnitSpec>,
+    /// SVM endpoints, at most [`crate::layout::slot::MAX_ENDPOINTS`].
+    pub(crate) svm: Vec<SvmSpec>,
+    /// Disks, at most [`crate::layout::slot::MAX_DISKS`].
+    pub(crate) disks: Vec<DiskFile>,
+    /// DMA engines that are no PCI functions, at most [`crate::layout::MAX_DMA_ENGINES`].
+    pub(crate) namespace: Vec<Placement>,
     /// Serial console.
     pub(crate) serial: SerialTarget,
     /// Whether the guest has an exit port.
@@ -145,18 +58,46 @@ impl TryFrom<RunArgs> for Config {
     type Error = Complaint;
 
     fn try_from(args: RunArgs) -> Result<Self, Complaint> {
-        let kernel = open_kernel(&args.kernel)?;
-        Ok(Self {
+        let kernel = files::open_kernel(&args.kernel)?;
+        let units = units::parse_all(&args.iommu)?;
+        let config = Self {
             cpus: check_cpus(args.cpus, args.apic_id_step)?,
             memory_bytes: check_memory(args.memory_mib)?,
-            svm: check_svm(args.svm.as_deref(), args.iommu)?,
+            svm: svm::parse_all(&args.svm, &units)?,
+            disks: disk::open_all(&args.disks, &units)?,
+            namespace: namespace::parse_all(&args.acpi_dma, &units)?,
+            units,
             cmdline: check_cmdline(args.cmdline, kernel.cmdline_max)?,
             kernel,
-            initrd: args.initrd.as_deref().map(open_initrd).transpose()?,
-            iommu: args.iommu.is_on(),
-            serial: open_serial(&args.serial)?,
+            initrd: args.initrd.as_deref().map(files::open_initrd).transpose()?,
+            serial: files::open_serial(&args.serial)?,
             exit_port: args.exit_port.is_on(),
-        })
+        };
+        config.check_placements()?;
+        Ok(config)
+    }
+}
+
+impl Config {
+    /// Where all devices are.
+    fn placements(&self) -> impl Iterator<Item = Placement> {
+        let svm = self.svm.iter().map(|endpoint| endpoint.placement);
+        let disks = self.disks.iter().map(|disk| disk.placement);
+        svm.chain(disks).chain(self.namespace.iter().copied())
+    }
+
+    fn check_placements(&self) -> Result<(), Complaint> {
+        units::check_used(&self.units, self.placements())?;
+        let reserved: u64 = self.placements().map(|placement| placement.reserved_bytes).sum();
+        let low = self.memory_bytes.min(LOW_RAM_LIMIT);
+        if reserved > low / 2 {
+            return Err(Complaint::new(
+                format_args!("rmrr-mib of {} in all", reserved >> 20),
+                "more than half of the low memory",
+                "give less, or raise --memory-mib",
+            ));
+        }
+        Ok(())
     }
 }
 
@@ -220,148 +161,12 @@ fn check_cmdline(cmdline: String, kernel_max: u64) -> Result<String, Complaint> 
     Ok(cmdline)
 }
 
-fn check_svm(options: Option<&str>, iommu: Switch) -> Result<Option<SvmConfig>, Complaint> {
-    if options.is_some() && !iommu.is_on() {
-        return Err(Complaint::new(
-            "--svm",
-            "the endpoint works behind the VT-d unit only",
-            "give --iommu on",
-        ));
-    }
-    options.map(parse_svm).transpose()
-}
-
-fn parse_svm(options: &str) -> Result<SvmConfig, Complaint> {
-    let mut config = SvmConfig::default();
-    for option in options.split(',').filter(|option| !option.is_empty()) {
-        let complaint = |reason: &str, remedy: &str| {
-            Complaint::new(format_args!("--svm option '{option}'"), reason, remedy)
-        };
-        let Some((key, value)) = option.split_once('=') else {
-            return Err(complaint("no value", "write key=value, such as queues=8"));
-        };
-        let number = |max: u16| {
-            let wanted: Option<u16> = value.parse().ok().filter(|n| (1..=max).contains(n));
-            wanted.ok_or_else(|| complaint("not a number in range", &format!("give 1 to {max}")))
-        };
-        let switch = || match value {
-            "on" => Ok(true),
-            "off" => Ok(false),
-            _ => Err(complaint("neither on nor off", "give on or off")),
-        };
-        match key {
-            "queues" => config.queues = u8::try_from(number(MAX_QUEUES.into())?).unwrap_or(MAX_QUEUES),
-            "depth" => {
-                config.depth_log2 = depth_log2(value)
-                    .ok_or_else(|| complaint("not a depth", "give a power of two from 2 to 1024"))?
-            }
-            "ats" => config.ats = switch()?,
-            "pri" => config.pri = switch()?,
-            _ => return Err(complaint("unknown", "known are queues, depth, ats and pri")),
-        }
-    }
-    if config.pri && !config.ats {
-        return Err(Complaint::new("--svm pri=on", "page requests need ATS", "give ats=on, or pri=off too"));
-    }
-    Ok(config)
-}
-
-/// The logarithm of a depth that queues can have. **Pure.**
-fn depth_log2(value: &str) -> Option<u8> {
-    let depth: u32 = value.parse().ok().filter(|depth: &u32| depth.is_power_of_two())?;
-    let log2 = u8::try_from(depth.trailing_zeros()).ok()?;
-    DEPTH_LOG2.contains(&log2).then_some(log2)
-}
-
-fn open_regular(path: &Path, option: &str, what: &str) -> Result<(File, u64), Complaint> {
-    let complaint = |reason: String| {
-        Complaint::new(format_args!("{option} {}", path.display()), reason, format_args!("give {what}"))
-    };
-    // Asked before opening: opening a FIFO would wait for a writer.
-    let metadata = std::fs::metadata(path).map_err(|error| complaint(system_reason(&error)))?;
-    if metadata.is_dir() {
-        return Err(complaint("is a directory".into()));
-    }
-    if !metadata.is_file() {
-        return Err(complaint("is not a regular file".into()));
-    }
-    let file = File::open(path).map_err(|error| complaint(system_reason(&error)))?;
-    if metadata.len() == 0 {
-        return Err(complaint("is empty".into()));
-    }
-    Ok((file, metadata.len()))
-}
-
-/// The system's words for an error, without the number.
-fn system_reason(error: &std::io::Error) -> String {
-    let text = error.to_string().to_lowercase();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
-}
-
-fn open_kernel(path: &Path) -> Result<Kernel, Complaint> {
-    let what = "the path of a bzImage or of an ELF vmlinux for x86-64";
-    let (mut file, _) = open_regular(path, "--kernel", what)?;
-    let mut head = Vec::new();
-    let read = (&mut file).take(0x300).read_to_end(&mut head).and_then(|_| file.seek(SeekFrom::Start(0)));
-    let complaint = |reason: String| {
-        Complaint::new(format_args!("--kernel {}", path.display()), reason, format_args!("give {what}"))
-    };
-    read.map_err(|error| complaint(system_reason(&error)))?;
-    let format = kernel_format(&head).map_err(|reason| complaint(reason.into()))?;
-    let cmdline_max = cmdline_max(&head, format);
-    Ok(Kernel { path: path.into(), file, format, cmdline_max })
-}
-
-/// Tells the format from a file's first bytes. **Pure.**
-fn kernel_format(head: &[u8]) -> Result<KernelFormat, &'static str> {
-    if head.starts_with(b"\x7fELF") {
-        // e_ident[EI_CLASS] 64-bit, e_machine EM_X86_64.
-        return match (head.get(4), head.get(18..20)) {
-            (Some(2), Some([62, 0])) => Ok(KernelFormat::Elf),
-            _ => Err("is ELF, but not for x86-64"),
-        };
-    }
-    if head.get(0x202..0x206) == Some(b"HdrS") {
-        return Ok(KernelFormat::BzImage);
-    }
-    Err("is not a Linux kernel")
-}
-
-/// The longest command line that a kernel takes, in bytes without the final NUL, from the file's first bytes.
-/// **Pure.**
-fn cmdline_max(head: &[u8], format: KernelFormat) -> u64 {
-    let size: Option<[u8; 4]> = head.get(CMDLINE_SIZE).and_then(|bytes| bytes.try_into().ok());
-    match (format, size) {
-        (KernelFormat::BzImage, Some(size)) => u32::from_le_bytes(size).into(),
-        // Too short for a setup header: it will not load either.
-        (KernelFormat::BzImage, None) => 0,
-        (KernelFormat::Elf, _) => ELF_CMDLINE_MAX,
-    }
-}
-
-fn open_initrd(path: &Path) -> Result<Initrd, Complaint> {
-    let (file, len) = open_regular(path, "--initrd", "the path of a cpio archive")?;
-    Ok(Initrd { path: path.into(), file, len })
-}
-
-fn open_serial(target: &str) -> Result<SerialTarget, Complaint> {
-    let thing = format_args!("--serial {target}").to_string();
-    match target {
-        "stdio" => Ok(SerialTarget::Stdio),
-        "null" => Ok(SerialTarget::Null),
-        _ => match target.strip_prefix("file:") {
-            Some(path) if !path.is_empty() => File::create(path).map(SerialTarget::File).map_err(|error| {
-                Complaint::new(thing, system_reason(&error), "give a path that can be written")
-            }),
-            _ => Err(Complaint::new(thing, "unknown", "give stdio, null or file:PATH")),
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::files::tests::elf_head;
     use super::*;
     use clap::Parser;
+    use devices::svm::SvmConfig;
 
     fn check(arguments: &[&str]) -> Result<Config, Complaint> {
         let mut line = vec!["svmm", "run"];
@@ -370,13 +175,6 @@ mod tests {
             crate::cli::Command::Run(run) => Config::try_from(*run),
             crate::cli::Command::Doctor(_) => unreachable!(),
         }
-    }
-
-    fn elf_head() -> Vec<u8> {
-        let mut head = vec![0; 64];
-        head[..5].copy_from_slice(b"\x7fELF\x02");
-        head[18] = 62;
-        head
     }
 
     #[test]
@@ -419,6 +217,14 @@ mod tests {
             ("svm depth", vec!["--kernel", &kernel, "--svm", "depth=48"], "power of two"),
             ("svm depth 1", vec!["--kernel", &kernel, "--svm", "depth=1"], "power of two"),
             ("svm alone", vec!["--kernel", &kernel, "--svm", "--iommu", "off"], "give --iommu on"),
+            ("svm unit", vec!["--kernel", &kernel, "--svm=iommu=x"], "one of iommu0"),
+            ("idle unit", vec!["--kernel", &kernel, "--iommu", "svm", "--iommu", "legacy,id=x"], "id=x"),
+            (
+                "much reserved",
+                vec!["--kernel", &kernel, "--memory-mib", "64", "--svm", "rmrr-mib=33"],
+                "give less",
+            ),
+            ("DMA engine", vec!["--kernel", &kernel, "--acpi-dma", "queues=1"], "known are"),
             ("svm switch", vec!["--kernel", &kernel, "--svm", "ats=yes"], "on or off"),
             ("svm pri without ats", vec!["--kernel", &kernel, "--svm", "ats=off"], "need ATS"),
         ] {
@@ -428,6 +234,30 @@ mod tests {
                 !complaint.contains('\n') && complaint.contains("; give ") || complaint.contains("; known"),
                 "{name}: {complaint}"
             );
+        }
+    }
+
+    #[test]
+    fn examples_of_the_help_text_are_right() {
+        let text = crate::cli::EXAMPLES.replace("\\\n", " ").replace('"', "'");
+        let commands: Vec<&str> = text.lines().filter(|line| line.starts_with("    svmm run")).collect();
+        assert!(commands.len() > 5);
+        for command in commands {
+            // What stands in quotes is one word; no other holds a blank.
+            let words = command.split('\'').enumerate().flat_map(|(index, part)| match index % 2 {
+                0 => part.split_whitespace().collect(),
+                _ => vec![part],
+            });
+            let crate::cli::Command::Run(run) = crate::cli::Cli::try_parse_from(words).unwrap().command
+            else {
+                panic!("{command}");
+            };
+            let units = units::parse_all(&run.iommu).unwrap();
+            svm::parse_all(&run.svm, &units).unwrap();
+            for disk in &run.disks {
+                let (_, options) = disk.split_once(',').unwrap_or((disk, ""));
+                Placement::take(options, "--disk", &units).unwrap();
+            }
         }
     }
 
@@ -449,7 +279,10 @@ mod tests {
         std::fs::write(&kernel, elf_head()).unwrap();
         let kernel = kernel.to_str().unwrap();
         let config = check(&["--kernel", kernel, "--svm", "queues=2,pri=off", "--cpus", "64"]).unwrap();
-        assert_eq!(config.svm, Some(SvmConfig { queues: 2, pri: false, ..SvmConfig::default() }));
+        let endpoint = SvmConfig { queues: 2, pri: false, ..SvmConfig::default() };
+        let placement = Placement { unit: Some(0), ..Placement::default() };
+        assert_eq!(config.svm, [SvmSpec { config: endpoint, placement }]);
+        assert_eq!((config.units.len(), config.namespace.len()), (1, 0));
         assert_eq!((config.cpus.count, config.memory_bytes), (64, 512 << 20));
         assert_eq!(config.kernel.format, KernelFormat::Elf);
     }
@@ -476,32 +309,6 @@ mod tests {
                     assert!(complaint.contains(expected), "{name}: {complaint}");
                 }
             }
-        }
-    }
-
-    #[test]
-    fn the_kernel_file_says_how_long_a_command_line_it_takes() {
-        let mut bz = vec![0; 0x300];
-        bz[CMDLINE_SIZE].copy_from_slice(&4095u32.to_le_bytes());
-        for (name, head, format, expected) in [
-            ("bzImage", &bz[..], KernelFormat::BzImage, 4095),
-            ("cut bzImage", &bz[..0x23b], KernelFormat::BzImage, 0),
-            ("ELF", &bz[..], KernelFormat::Elf, 2047),
-        ] {
-            assert_eq!(cmdline_max(head, format), expected, "{name}");
-        }
-    }
-
-    #[test]
-    fn formats_are_told_apart() {
-        let mut bz = vec![0; 0x300];
-        bz[0x202..0x206].copy_from_slice(b"HdrS");
-        assert_eq!(kernel_format(&bz), Ok(KernelFormat::BzImage));
-        assert_eq!(kernel_format(&elf_head()), Ok(KernelFormat::Elf));
-        let mut arm = elf_head();
-        arm[18] = 183;
-        for head in [&arm[..], b"", b"\x7fELF", &[0; 0x205]] {
-            assert!(kernel_format(head).is_err(), "{head:?}");
         }
     }
 }

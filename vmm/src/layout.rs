@@ -21,15 +21,24 @@ pub(crate) const ECAM: BusRange = BusRange { start: 0xe000_0000, len: 256 * MIB 
 pub(crate) const IOAPIC: BusRange = BusRange { start: 0xfec0_0000, len: 0x1000 };
 /// The IOAPIC's id in MADT and DMAR.
 pub(crate) const IOAPIC_ID: u8 = 0;
-/// The VT-d unit's register page.
-pub(crate) const VTD: BusRange = BusRange { start: 0xfed9_0000, len: 0x1000 };
+/// VT-d units at most.
+pub(crate) const MAX_UNITS: usize = 8;
+/// The register pages of VT-d units, one after the other.
+pub(crate) const VTD: BusRange = BusRange { start: 0xfed9_0000, len: VTD_PAGE * MAX_UNITS as u64 };
+/// Bytes of one unit's registers.
+pub(crate) const VTD_PAGE: u64 = 0x1000;
+/// DMA engines outside PCI at most.
+pub(crate) const MAX_DMA_ENGINES: usize = 4;
+/// The register pages of DMA engines outside PCI, one after the other.
+pub(crate) const DMA_ENGINES: BusRange =
+    BusRange { start: 0xfeda_0000, len: devices::dma_engine::LEN * MAX_DMA_ENGINES as u64 };
 /// Local APIC registers; as DMA target, message-signalled interrupts.
 pub(crate) const LOCAL_APIC: BusRange = BusRange { start: 0xfee0_0000, len: MIB };
 /// KVM's own: one page of identity map, three pages of task state (both only used by old Intel CPUs).
 pub(crate) const KVM_PRIVATE: BusRange = BusRange { start: 0xfffb_c000, len: 0x4000 };
 
 /// Every fixed range between low and high RAM, ascending.
-pub(crate) const HOLE: [BusRange; 6] = [PCI_MMIO32, ECAM, IOAPIC, VTD, LOCAL_APIC, KVM_PRIVATE];
+pub(crate) const HOLE: [BusRange; 7] = [PCI_MMIO32, ECAM, IOAPIC, VTD, DMA_ENGINES, LOCAL_APIC, KVM_PRIVATE];
 
 const _: () = {
     let mut end = LOW_RAM_LIMIT;
@@ -119,4 +128,34 @@ pub(crate) mod gsi {
     pub(crate) const PCI_FIRST: u8 = 16;
     /// How many pins the PCI interrupt lines share.
     pub(crate) const PCI_COUNT: u8 = 4;
+}
+
+/// Device numbers on PCI bus 0. Device 0 is the host bridge.
+pub(crate) mod slot {
+    /// SVM endpoints at most.
+    pub(crate) const MAX_ENDPOINTS: usize = 15;
+    /// Disks at most.
+    pub(crate) const MAX_DISKS: usize = 16;
+    /// The first SVM endpoint; the others follow it.
+    pub(crate) const FIRST_SVM: u8 = 1;
+    /// The first disk; the others follow it, to the end of the bus.
+    pub(crate) const FIRST_DISK: u8 = 16;
+
+    const _: () = assert!(FIRST_SVM as usize + MAX_ENDPOINTS <= FIRST_DISK as usize);
+    const _: () = assert!(FIRST_DISK as usize + MAX_DISKS <= devices::pci::root::DEVICES as usize);
+}
+
+/// Requester ids of what is no PCI function: a bus on which there is none.
+pub(crate) mod requester {
+    use iommu_core::SourceId;
+
+    /// The IOAPIC. Not 0, which Linux takes for "none".
+    pub(crate) const IOAPIC: SourceId = SourceId::from_bdf(0xff, 0, 0);
+    /// The units' own interrupts, for the log: they are not remapped.
+    pub(crate) const UNITS: SourceId = SourceId::from_bdf(0xff, 0x1f, 7);
+
+    /// DMA engine `number` outside PCI, 0 to 3.
+    pub(crate) const fn dma_engine(number: u8) -> SourceId {
+        SourceId::from_bdf(0xff, 0x10 + number, 0)
+    }
 }

@@ -4,7 +4,8 @@ use std::io::Write;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
-use devices::bus::{Bus, BusError};
+use devices::bus::{Bus, BusError, BusRange};
+use devices::dma_engine::{self, DmaEngine};
 use devices::exit::ExitPort;
 use devices::ioapic::IoApic;
 use devices::irq::NoIrq;
@@ -13,27 +14,28 @@ use devices::reset::{
     KeyboardReset, MachineEvent, MachineEvents, PanicPort, ResetControl, ResetRegister, SleepRegisters,
 };
 use devices::serial::Serial;
-use devices::svm::{SvmConfig, SvmFunction};
-use iommu_core::{MsiSink, SourceId};
+use devices::svm::SvmFunction;
+use devices::virtio::VirtioFunction;
+use devices::virtio::blk::{Blk, FileDisk};
+use iommu_core::SourceId;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::linux::{self, Entry};
 use crate::boot::{params, regs};
-use crate::config::{Complaint, Config, SerialTarget, reasons};
+use crate::config::{Complaint, Config, DiskFile, Placement, SerialTarget, SvmSpec, reasons};
 use crate::event_loop::{self, Keyboard};
-use crate::iommu::{IOAPIC_SOURCE, Iommu};
 use crate::kvm::irq::{IoapicRoutes, KvmMsi};
 use crate::kvm::vcpu::{Exits, Vcpus};
 use crate::kvm::vm::Vm;
-use crate::layout::{ECAM, HIGH_RAM_START, IOAPIC, LOW_RAM_LIMIT, PCI_MMIO32, VTD, gsi, port};
+use crate::layout::{
+    DMA_ENGINES, ECAM, HIGH_RAM_START, IOAPIC, LOW_RAM_LIMIT, PCI_MMIO32, gsi, port, requester, slot,
+};
 use crate::memory::{self, GuestRam};
 use crate::outcome::{Ending, Outcome};
 use crate::terminal::RawTerminal;
+use crate::units::{Surroundings, Units};
 use crate::{acpi, start_report};
-
-/// Where the SVM endpoint sits: an integrated endpoint on the root bus.
-const SVM_DEVICE: u8 = 1;
 
 /// A machine that is ready to run.
 pub(crate) struct Machine {
@@ -59,21 +61,24 @@ impl Machine {
         check_width(config.memory_bytes, vm.physical_bits())?;
         let ending = Ending::new().map_err(|error| host_refused("an event", &error))?;
         let ending = Arc::new(ending);
-        let message: Arc<dyn MsiSink> = Arc::new(KvmMsi::new(vm.fd().clone()));
-        let iommu = match config.iommu {
-            true => Some(Iommu::new(&ram, vm.physical_bits(), vm.paging(), message.clone())),
-            false => None,
+        let around = Surroundings {
+            ram: ram.clone(),
+            memory_bytes: config.memory_bytes,
+            physical_bits: vm.physical_bits(),
+            paging: vm.paging(),
+            direct: Arc::new(KvmMsi::new(vm.fd().clone())),
         };
-        let iommu = iommu.transpose().map_err(|error| impossible(&error))?;
-        let entry = load(&ram, &mut config, iommu.as_ref())?;
-        let mut wiring = Wiring::new(&vm, message, iommu.as_ref(), ending.clone());
-        let keyboard = wiring.add_serial(config.serial)?;
+        let units = Units::new(std::mem::take(&mut config.units), around);
+        let mut wiring = Wiring::new(&vm, units.map_err(|error| impossible(&error))?, ending.clone());
+        let keyboard = wiring.add_serial(std::mem::replace(&mut config.serial, SerialTarget::Null))?;
         wiring.add_platform(config.exit_port)?;
-        wiring.add_pci(config.svm, iommu.as_ref())?;
-        let paging = iommu.as_ref().map_or(vm.paging(), Iommu::paging);
-        if let Some(iommu) = iommu {
-            wiring.mmio.insert(VTD, Arc::new(iommu))?;
-        }
+        let mut root = wiring.pci_root(&config.svm)?;
+        wiring.add_disks(&mut root, std::mem::take(&mut config.disks))?;
+        wiring.add_pci(root)?;
+        wiring.add_dma_engines(&config.namespace)?;
+        wiring.units.insert_into(&mut wiring.mmio)?;
+        let entry = load(&ram, &mut config, &wiring.units)?;
+        let paging = wiring.units.paging(vm.paging());
         let exits = wiring.finish();
         let cpus = (config.cpus.ids())
             .map(|apic_id| {
@@ -123,19 +128,26 @@ fn check_width(memory_bytes: u64, bits: u8) -> Result<(), Complaint> {
 }
 
 /// Puts everything into memory that the guest finds there.
-fn load(ram: &GuestRam, config: &mut Config, iommu: Option<&Iommu>) -> Result<Entry, Complaint> {
+fn load(ram: &GuestRam, config: &mut Config, units: &Units) -> Result<Entry, Complaint> {
     let too_small = |what: &str| {
         let thing = format_args!("--memory-mib {}", config.memory_bytes >> 20).to_string();
         Complaint::new(thing, format_args!("too small for {what}"), "raise it")
     };
-    let low_end = config.memory_bytes.min(LOW_RAM_LIMIT);
+    let reserved = units.reserved();
+    let low_end = reserved.start;
     let kernel = linux::load_kernel(ram, &mut config.kernel, low_end)?;
     let initrd =
         config.initrd.as_mut().map(|initrd| linux::load_initrd(ram, initrd, &kernel, low_end)).transpose()?;
-    let dmar = iommu.map(Iommu::dmar).transpose().map_err(|error| impossible(&error))?;
-    let machine = acpi::Machine { cpus: config.cpus, dmar: dmar.as_deref() };
+    let dmar = units.dmar().map_err(|error| impossible(&error))?;
+    let machine = acpi::Machine {
+        cpus: config.cpus,
+        dmar: dmar.as_deref(),
+        affinity: units.have_affinity().then_some(config.memory_bytes),
+        dma_engines: config.namespace.len(),
+    };
     let rsdp = acpi::write(ram, &machine).map_err(|_| too_small("the ACPI tables"))?;
-    let told = params::Told { memory_bytes: config.memory_bytes, cmdline: &config.cmdline, initrd, rsdp };
+    let memory = params::Memory { bytes: config.memory_bytes, reserved };
+    let told = params::Told { memory, cmdline: &config.cmdline, initrd, rsdp };
     params::write(ram, &kernel, &told).map_err(|_| too_small("boot parameters"))?;
     regs::write_tables(ram, kernel.entry.protocol).map_err(|_| too_small("page tables"))?;
     Ok(kernel.entry)
@@ -147,25 +159,23 @@ struct Wiring {
     ports: Bus,
     ioapic: Arc<IoApic>,
     routes: Arc<IoapicRoutes>,
-    /// Where the interrupts of devices go.
-    message: Arc<dyn MsiSink>,
+    units: Units,
     events: MachineEvents,
     ending: Arc<Ending>,
 }
 
 impl Wiring {
-    fn new(vm: &Vm, direct: Arc<dyn MsiSink>, iommu: Option<&Iommu>, ending: Arc<Ending>) -> Self {
-        let remapper = iommu.and_then(Iommu::remapper);
-        let routes = Arc::new(IoapicRoutes::new(vm.fd().clone(), IOAPIC_SOURCE, remapper.clone()));
+    fn new(vm: &Vm, units: Units, ending: Arc<Ending>) -> Self {
+        let (remapper, message) = units.for_ioapic();
+        let routes = Arc::new(IoapicRoutes::new(vm.fd().clone(), requester::IOAPIC, remapper.clone()));
         if let Some(remapper) = remapper {
             let listener: Weak<IoapicRoutes> = Arc::downgrade(&routes);
             remapper.add_listener(listener);
         }
-        let message = iommu.map_or(direct.clone(), |iommu| iommu.interrupts(direct));
-        let ioapic = IoApic::new(IOAPIC_SOURCE, message.clone(), Some(routes.clone()));
+        let ioapic = IoApic::new(requester::IOAPIC, message, Some(routes.clone()));
         let asked = ending.clone();
         let events: MachineEvents = Arc::new(move |event| asked.request(outcome_of(event)));
-        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, routes, message, events, ending }
+        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, routes, units, events, ending }
     }
 
     /// The serial port; where to put what the user types, if it is to go there.
@@ -201,19 +211,48 @@ impl Wiring {
         Ok(())
     }
 
-    /// The PCI root with its functions.
-    fn add_pci(&mut self, svm: Option<SvmConfig>, iommu: Option<&Iommu>) -> Result<(), Complaint> {
+    /// The PCI root with its bridge and the SVM endpoints.
+    fn pci_root(&mut self, endpoints: &[SvmSpec]) -> Result<PciRoot, Complaint> {
         let mut root = PciRoot::default();
         let bridge = HostBridge::new().map_err(|error| impossible(&error))?;
         root.insert(0, 0, Arc::new(bridge)).map_err(|error| impossible(&error))?;
-        if let (Some(config), Some(iommu)) = (svm, iommu) {
-            let source = SourceId::from_bdf(0, SVM_DEVICE, 0);
-            let svm = SvmFunction::new(config, &iommu.dma(source), self.message.clone());
+        for (device, SvmSpec { config, placement }) in (slot::FIRST_SVM..).zip(endpoints) {
+            let behind = self.units.place(SourceId::from_bdf(0, device, 0), placement);
+            let svm = SvmFunction::new(*config, &behind.dma, behind.interrupts.clone());
             let svm = svm.map_err(|error| impossible(&error))?;
             let endpoint: Weak<SvmFunction<GuestRam>> = Arc::downgrade(&svm);
-            iommu.unit().attach_endpoint(source, endpoint);
-            root.insert(SVM_DEVICE, 0, svm).map_err(|error| impossible(&error))?;
+            behind.attach(endpoint);
+            root.insert(device, 0, svm).map_err(|error| impossible(&error))?;
         }
+        Ok(root)
+    }
+
+    /// The disks.
+    fn add_disks(&mut self, root: &mut PciRoot, disks: Vec<DiskFile>) -> Result<(), Complaint> {
+        for (device, disk) in (slot::FIRST_DISK..).zip(disks) {
+            let blk = Blk::new(Box::new(FileDisk::new(disk.file, disk.len)), &disk.id, disk.read_only);
+            let behind = self.units.place(SourceId::from_bdf(0, device, 0), &disk.placement);
+            let function = VirtioFunction::new(blk.description(), blk, &behind.dma, behind.interrupts);
+            let function = function.map_err(|error| impossible(&error))?;
+            root.insert(device, 0, function).map_err(|error| impossible(&error))?;
+        }
+        Ok(())
+    }
+
+    /// The DMA engines outside PCI.
+    fn add_dma_engines(&mut self, placements: &[Placement]) -> Result<(), BusError> {
+        for (number, placement) in (0u8..).zip(placements) {
+            let source = requester::dma_engine(number);
+            let behind = self.units.place_named(source, acpi::dma_engine_path(number), placement);
+            let start = DMA_ENGINES.start + dma_engine::LEN * u64::from(number);
+            let engine = DmaEngine::new(&behind.dma);
+            self.mmio.insert(BusRange { start, len: dma_engine::LEN }, Arc::new(engine))?;
+        }
+        Ok(())
+    }
+
+    /// The three ways to what is on the bus.
+    fn add_pci(&mut self, root: PciRoot) -> Result<(), Complaint> {
         let root = Arc::new(root);
         self.mmio.insert(ECAM, Arc::new(Ecam(root.clone())))?;
         self.mmio.insert(PCI_MMIO32, Arc::new(MmioWindow::new(root.clone(), PCI_MMIO32)))?;

@@ -5,7 +5,7 @@
 //! | [`cli`], [`usage`], [`config`] | what the user wants, what clap has against it, checked |
 //! | [`machine`] | where everything is put together, and nothing else |
 //! | [`layout`], [`memory`] | the guest's address space and RAM |
-//! | [`iommu`] | the VT-d unit as this machine has it |
+//! | [`iommu`], [`units`] | a VT-d unit as this machine has it, and all of them |
 //! | [`kvm`] | virtual machine, CPUs, interrupts |
 //! | [`boot`], [`acpi`] | how a kernel is started and what it is told |
 //! | [`event_loop`], [`terminal`], [`outcome`] | the run: console, signals, end |
@@ -25,6 +25,7 @@ mod memory;
 mod outcome;
 mod start_report;
 mod terminal;
+mod units;
 mod usage;
 
 use std::ffi::OsString;

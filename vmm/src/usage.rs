@@ -134,10 +134,6 @@ mod tests {
                 "--memory-mib 99999999999999999999: number too large to fit in target type; see `svmm run --help`",
             ),
             (
-                "run --kernel k --iommu maybe",
-                "--iommu maybe: unknown; give one of on, off; see `svmm run --help`",
-            ),
-            (
                 "run --kernel k --exit-port=no",
                 "--exit-port no: unknown; give one of on, off; see `svmm run --help`",
             ),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::pci::{AtsSpec, BarSpec, ExpressSpec, Identity, MsixSpec, PasidSpec, PriSpec};
+use crate::pci::{AtsSpec, BarSpec, ExpressSpec, Identity, MsixSpec, PasidSpec, PriSpec, VendorSpec};
 use iommu_core::testkit::RecordingMsi;
 use proptest::prelude::*;
 
@@ -15,6 +15,7 @@ fn spec() -> FunctionSpec {
         power_management: true,
         express: Some(ExpressSpec { function_reset: true, end_end_prefix: true }),
         msix: Some(MsixSpec { vectors: 4, bar: 2, table_offset: 0, pba_offset: 0x800 }),
+        vendor: &[],
         pasid: Some(PasidSpec { width: 20 }),
         ats: Some(AtsSpec { queue_depth: 0, global_invalidate: false }),
         pri: Some(PriSpec { capacity: CAPACITY }),
@@ -258,6 +259,22 @@ fn function_level_reset_takes_all_back() {
 }
 
 #[test]
+fn vendor_specific_capabilities_follow_the_fixed_ones() {
+    const VENDOR: &[VendorSpec] =
+        &[VendorSpec { body: &[5, 7, 8], writable: &[0, 0xf0] }, VendorSpec { body: &[4, 9], writable: &[] }];
+    let sink = Arc::new(RecordingMsi::default());
+    let base =
+        FunctionBase::new(FunctionSpec { vendor: VENDOR, ..spec() }, SourceId(8), sink.clone()).unwrap();
+    let f = Fixture { base, sink };
+    let first = f.capability(9);
+    assert_eq!(f.read32(first) & 0xffff_00ff, 0x0705_0009);
+    f.write(first + 2, &[0xff; 3]);
+    assert_eq!(f.read32(first + 2) & 0xff_ffff, 0x08_f705, "writable bits only");
+    let second = f.read16(first) >> 8;
+    assert_eq!(f.read32(second), 0x0904_0009, "the last one");
+}
+
+#[test]
 fn msix_is_reached_through_capability_and_bar() {
     let f = Fixture::new();
     let control = f.capability(0x11) + 2;
@@ -278,7 +295,13 @@ fn msix_is_reached_through_capability_and_bar() {
 #[test]
 fn contradictory_specifications_are_refused() {
     type Spoil = fn(&mut FunctionSpec);
-    let rows: [(&str, Spoil); 10] = [
+    const SHORT: &[VendorSpec] = &[VendorSpec { body: &[5, 0], writable: &[] }];
+    const LONG: &[VendorSpec] = &[VendorSpec { body: &[0x78; 0x76], writable: &[] }];
+    const MASK: &[VendorSpec] = &[VendorSpec { body: &[4, 0], writable: &[0; 3] }];
+    let rows: [(&str, Spoil); 13] = [
+        ("vendor's length", |s| s.vendor = SHORT),
+        ("vendor's place", |s| s.vendor = LONG),
+        ("vendor's mask", |s| s.vendor = MASK),
         ("odd BAR", |s| s.bars[0] = Some(BarSpec { len: 0x3000 })),
         ("small BAR", |s| s.bars[0] = Some(BarSpec { len: 16 })),
         ("no BAR for MSI-X", |s| s.bars[2] = None),

@@ -99,6 +99,27 @@ pub struct PasidSpec {
     pub width: u8,
 }
 
+/// A vendor-specific capability (PCI 3.0 appendix H).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VendorSpec {
+    /// What follows the id and the pointer to the next capability; the first byte is the capability's whole length.
+    pub body: &'static [u8],
+    /// Bits of `body` that the guest can write; shorter than `body`: the rest is read-only.
+    pub writable: &'static [u8],
+}
+
+impl VendorSpec {
+    /// Bytes of the capability, its two leading ones included.
+    fn len(&self) -> u16 {
+        u16::try_from(self.body.len()).unwrap_or(u16::MAX).saturating_add(2)
+    }
+
+    fn is_valid(&self) -> bool {
+        self.body.first().is_some_and(|&len| u16::from(len) == self.len())
+            && self.writable.len() <= self.body.len()
+    }
+}
+
 /// Everything a function declares. Start from [`Default`] and fill in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FunctionSpec {
@@ -112,6 +133,8 @@ pub struct FunctionSpec {
     pub express: Option<ExpressSpec>,
     /// MSI-X.
     pub msix: Option<MsixSpec>,
+    /// Vendor-specific capabilities, in this order.
+    pub vendor: &'static [VendorSpec],
     /// PASID.
     pub pasid: Option<PasidSpec>,
     /// ATS.
@@ -134,6 +157,9 @@ pub enum SpecError {
     /// Vector count, alignment or placement.
     #[error("MSI-X table or pending bits do not fit: {0:?}")]
     Msix(MsixSpec),
+    /// A vendor-specific capability lies about its length, or they do not fit below 0x100.
+    #[error("vendor-specific capabilities do not fit")]
+    Vendor,
     /// Width is not 1 to 20.
     #[error("PASID width {0} is not within 1 to 20")]
     PasidWidth(u8),
@@ -169,6 +195,7 @@ impl FunctionSpec {
         }
         match self {
             Self { msix: Some(msix), .. } if !msix.is_valid(&self.bars) => Err(SpecError::Msix(*msix)),
+            Self { vendor, .. } if !Self::vendor_fits(vendor) => Err(SpecError::Vendor),
             Self { pasid: Some(p), .. } if !(1..=20).contains(&p.width) => {
                 Err(SpecError::PasidWidth(p.width))
             }
@@ -180,6 +207,14 @@ impl FunctionSpec {
             Self { ats: None, pri: Some(_), .. } => Err(SpecError::Dependency),
             _ => Ok(()),
         }
+    }
+
+    /// Whether they are valid and fit beside all capabilities of fixed length.
+    fn vendor_fits(vendor: &[VendorSpec]) -> bool {
+        let fixed = header::END + power::LEN + express::LEN + msix::LEN;
+        let len = |spec: &VendorSpec| usize::from(spec.len().next_multiple_of(4));
+        vendor.iter().all(VendorSpec::is_valid)
+            && usize::from(fixed) + vendor.iter().map(len).sum::<usize>() <= usize::from(EXTENDED_START)
     }
 
     /// The configuration space at power-on, and where things are in it. **Pure.**
@@ -196,6 +231,9 @@ impl FunctionSpec {
         }
         if let Some(spec) = &self.msix {
             layout.msix = chain.msix(spec);
+        }
+        for spec in self.vendor {
+            chain.vendor(spec);
         }
         if let Some(spec) = &self.pasid {
             layout.pasid = chain.pasid(spec);
@@ -326,6 +364,12 @@ impl Chain {
         self.config.set(at + msix::TABLE, &(spec.table_offset | bir).to_le_bytes());
         self.config.set(at + msix::PBA, &(spec.pba_offset | bir).to_le_bytes());
         at
+    }
+
+    fn vendor(&mut self, spec: &VendorSpec) {
+        let at = self.push(capability::VENDOR, spec.len()) + 2;
+        self.config.set(at, spec.body);
+        self.config.set_writable(at, spec.writable);
     }
 
     fn pasid(&mut self, spec: &PasidSpec) -> u16 {

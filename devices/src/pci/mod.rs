@@ -28,7 +28,9 @@ pub mod spec;
 
 pub use bar::BarSpec;
 pub use base::FunctionBase;
-pub use capability::{AtsSpec, ExpressSpec, FunctionSpec, Identity, MsixSpec, PasidSpec, PriSpec, SpecError};
+pub use capability::{
+    AtsSpec, ExpressSpec, FunctionSpec, Identity, MsixSpec, PasidSpec, PriSpec, SpecError, VendorSpec,
+};
 pub use function::{AtsState, BarRange, DecodedBars, FunctionEvent, PasidState, PciFunction, PriState};
 pub use host_bridge::HostBridge;
 pub use msix::Msix;

@@ -99,6 +99,8 @@ pub struct Command {
 pub mod capability {
     /// Power management.
     pub const POWER_MANAGEMENT: u8 = 0x01;
+    /// Vendor-specific.
+    pub const VENDOR: u8 = 0x09;
     /// PCI Express.
     pub const PCI_EXPRESS: u8 = 0x10;
     /// MSI-X.

@@ -1,6 +1,6 @@
 //! What an invalidation hits.
 
-use crate::request::{StageTag, Tag};
+use crate::request::Tag;
 use crate::types::{DomainId, IovaRange, Pasid, SourceId};
 use crate::vendor::VendorData;
 
@@ -61,7 +61,7 @@ impl Invalidation {
     /// Whether a cached translation of the block `range` under `tag` must go.
     #[must_use]
     pub fn hits(&self, tag: &Tag, range: &IovaRange) -> bool {
-        let through_first = matches!(tag.stage, StageTag::First | StageTag::Nested);
+        let through_first = tag.stage.through_first();
         match self.scope {
             Scope::All => true,
             Scope::Domain(domain) => tag.domain == domain,
@@ -112,6 +112,7 @@ pub enum DeviceTlbCompletion {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::StageTag;
 
     const PAGE: IovaRange = IovaRange::aligned(0x5000, 12);
     const OTHER: IovaRange = IovaRange::aligned(0x9000, 12);

@@ -3,7 +3,7 @@
 //! Set-associative over three block sizes (4 KiB, 2 MiB, 1 GiB). Larger or odd-sized blocks are
 //! kept as the next smaller of these. It knows nothing of locks or memory: [`crate::port`] wraps it.
 
-use crate::invalidation::{DeviceTlbInvalidation, Invalidation};
+use crate::invalidation::{DeviceTlbInvalidation, Invalidation, Scope};
 use crate::request::{Access, Permissions, Tag, Translation};
 use crate::types::{DomainId, Gpa, Iova, IovaRange, Pasid};
 
@@ -11,6 +11,8 @@ const WAYS: usize = 4;
 const SETS: usize = 256;
 /// Logarithms of the block sizes kept.
 const CLASSES: [u32; 3] = [12, 21, 30];
+/// An invalidation of more blocks than this looks at every entry instead of looking for each block.
+const MOST_PROBES: u64 = 64;
 /// Key of requests without PASID; no 20-bit PASID equals it.
 const NO_PASID: u32 = u32::MAX;
 /// Key of an entry that holds nothing.
@@ -68,12 +70,24 @@ pub struct Iotlb {
     recent: usize,
     /// Next way to replace.
     victim: usize,
+    /// Under which keys there are entries.
+    keys: Keys,
+    /// Live entries that went through a first stage.
+    through_first: u32,
     misses: u64,
 }
 
 impl Default for Iotlb {
     fn default() -> Self {
-        Self { entries: Vec::new(), live: [0; CLASSES.len()], recent: 0, victim: 0, misses: 0 }
+        Self {
+            entries: Vec::new(),
+            live: [0; CLASSES.len()],
+            recent: 0,
+            victim: 0,
+            keys: Keys::default(),
+            through_first: 0,
+            misses: 0,
+        }
     }
 }
 
@@ -129,6 +143,8 @@ impl Iotlb {
         let index = self.slot(key, class, block);
         self.clear(index);
         self.live[class] += 1;
+        self.through_first += u32::from(translation.tag.stage.through_first());
+        self.keys.add(key);
         self.recent = index;
         self.entries[index] = Entry {
             block,
@@ -157,18 +173,33 @@ impl Iotlb {
         let entry = &mut self.entries[index];
         if entry.key != EMPTY {
             self.live[usize::from(entry.class)] -= 1;
+            self.through_first -= u32::from(entry.tag.stage.through_first());
             *entry = Entry::NOTHING;
         }
     }
 
     /// Drops what an invalidation hits.
     pub fn invalidate(&mut self, invalidation: &Invalidation) {
-        self.drop_where(|entry| invalidation.hits(&entry.tag, &entry.range()));
+        let hit = |entry: &Entry| invalidation.hits(&entry.tag, &entry.range());
+        match invalidation.scope {
+            // The name of a request without PASID is that of the PASID that stands for it.
+            Scope::PasidRange { pasid, range, .. } => {
+                self.drop_range(&range, Keys::of(&[pasid.get(), NO_PASID]), hit);
+            }
+            // Of what went through a first stage all goes, whatever its address.
+            Scope::DomainRange { range, .. } if self.through_first == 0 => {
+                self.drop_range(&range, self.keys, hit);
+            }
+            Scope::All | Scope::Domain(_) | Scope::DomainRange { .. } | Scope::Pasid { .. } => {
+                self.drop_where(hit);
+            }
+        }
     }
 
     /// Drops what a device-TLB invalidation hits.
     pub fn invalidate_device_tlb(&mut self, invalidation: &DeviceTlbInvalidation) {
-        self.drop_where(|entry| invalidation.hits(entry.pasid(), &entry.range()));
+        let keys = if invalidation.all_pasids { self.keys } else { Keys::of(&[key_of(invalidation.pasid)]) };
+        self.drop_range(&invalidation.range, keys, |entry| invalidation.hits(entry.pasid(), &entry.range()));
     }
 
     /// Drops everything.
@@ -181,9 +212,37 @@ impl Iotlb {
             return;
         }
         for index in 0..self.entries.len() {
-            if self.entries[index].key != EMPTY && hit(&self.entries[index]) {
-                self.clear(index);
+            self.drop_if(index, &hit);
+        }
+        if self.is_empty() {
+            self.keys = Keys::default();
+        }
+    }
+
+    /// The same where nothing is hit but under `keys` and in `range`: looks where such entries would be, if that is
+    /// less work.
+    fn drop_range(&mut self, range: &IovaRange, keys: Keys, hit: impl Fn(&Entry) -> bool) {
+        let blocks = |bits: u32| (range.start() >> bits, range.last() >> bits);
+        let (first, last) = blocks(CLASSES[0]);
+        let Some(keys) = keys.few().filter(|_| last - first < MOST_PROBES) else {
+            return self.drop_where(hit);
+        };
+        for (class, bits) in CLASSES.into_iter().enumerate() {
+            if self.live[class] == 0 {
+                continue;
             }
+            let (first, last) = blocks(bits);
+            for (block, key) in (first..=last).flat_map(|block| keys.iter().map(move |key| (block, *key))) {
+                let set = set_of(key, block) * WAYS;
+                (set..set + WAYS).for_each(|index| self.drop_if(index, &hit));
+            }
+        }
+    }
+
+    #[inline]
+    fn drop_if(&mut self, index: usize, hit: impl Fn(&Entry) -> bool) {
+        if self.entries[index].key != EMPTY && hit(&self.entries[index]) {
+            self.clear(index);
         }
     }
 
@@ -203,6 +262,40 @@ impl Iotlb {
     #[must_use]
     pub fn misses(&self) -> u64 {
         self.misses
+    }
+}
+
+/// Keys, as long as they are few.
+#[derive(Clone, Copy, Default)]
+struct Keys {
+    list: [u32; Self::MOST],
+    count: usize,
+}
+
+impl Keys {
+    const MOST: usize = 4;
+
+    fn of(keys: &[u32]) -> Self {
+        let mut all = Self::default();
+        keys.iter().for_each(|key| all.add(*key));
+        all
+    }
+
+    #[inline]
+    fn add(&mut self, key: u32) {
+        if self.few().is_none_or(|keys| keys.contains(&key)) {
+            return;
+        }
+        if let Some(free) = self.list.get_mut(self.count) {
+            *free = key;
+        }
+        self.count += 1;
+    }
+
+    /// `None`: there are more than are remembered.
+    #[inline]
+    fn few(&self) -> Option<&[u32]> {
+        self.list.get(..self.count)
     }
 }
 

@@ -121,12 +121,21 @@ pub enum StageTag {
     PassThrough,
 }
 
+impl StageTag {
+    /// Whether a first stage was one of them.
+    #[must_use]
+    pub const fn through_first(self) -> bool {
+        matches!(self, Self::First | Self::Nested)
+    }
+}
+
 /// The names under which a translation can be invalidated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Tag {
     /// Domain.
     pub domain: DomainId,
-    /// The PASID that the tables were indexed with; for a request without PASID the one that stands for it.
+    /// The PASID that the tables were indexed with: the request's own, and for a request without PASID the one that
+    /// stands for it. Caches look for what an invalidation of a PASID hits under that PASID and under none.
     pub pasid: Pasid,
     /// Stages used.
     pub stage: StageTag,

@@ -3,6 +3,7 @@
 //! A VMM fills a [`Dmar`] and puts its ACPI header (signature [`SIGNATURE`], revision [`REVISION`]) before
 //! [`Dmar::body`].
 
+mod body;
 mod check;
 mod scope;
 mod table;

@@ -11,11 +11,11 @@ const LEGACY: QueueMode = QueueMode { wide: true, tables: TranslationTableMode::
 const NARROW: QueueMode = QueueMode { wide: false, tables: TranslationTableMode::Legacy };
 
 fn capability() -> Capability {
-    Capability::new(&Profile::svm(46)).unwrap()
+    Capability::new(&Profile { interrupt_remapping: false, ..Profile::svm(46) }.settled()).unwrap()
 }
 
 fn without_device_tlb() -> Capability {
-    let profile = Profile { device_tlb: false, ..Profile::svm(46) }.settled();
+    let profile = Profile { device_tlb: false, interrupt_remapping: false, ..Profile::svm(46) }.settled();
     Capability::new(&profile).unwrap()
 }
 

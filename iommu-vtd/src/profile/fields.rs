@@ -106,7 +106,8 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Legacy mode: second stages with three and four levels, pass-through, device-TLBs.
+    /// Legacy mode: second stages with three and four levels, pass-through, device-TLBs, interrupt remapping. The
+    /// other presets have its interrupt remapping, too.
     #[must_use]
     pub const fn legacy(host_address_width: u32) -> Self {
         Self {
@@ -145,20 +146,21 @@ impl Profile {
             caching_mode: false,
             write_buffer_flush: false,
             root_invalidates: true,
-            interrupt_remapping: false,
-            extended_interrupts: false,
+            interrupt_remapping: true,
+            extended_interrupts: true,
             posted_interrupts: false,
             max_handle_mask: 15,
-            interrupt_table_invalidates: false,
+            interrupt_table_invalidates: true,
         }
     }
 
-    /// Scalable mode with a second stage only, also by PASID.
+    /// Scalable mode with a second stage only, also by PASID, with dirty tracking.
     #[must_use]
     pub const fn scalable(host_address_width: u32) -> Self {
         Self {
             scalable_mode: true,
             second_stage: true,
+            second_stage_dirty: true,
             coherent_walks: true,
             pasid_bits: 20,
             rid_pasid: true,
@@ -173,6 +175,7 @@ impl Profile {
         Self {
             second_stage: false,
             second_stage_pages: LargestPage::FourKib,
+            second_stage_dirty: false,
             first_stage: true,
             one_gib_pages: true,
             extended_accessed: true,
@@ -183,14 +186,17 @@ impl Profile {
         }
     }
 
-    /// All that this model has.
+    /// All that this model has, but for caching mode and flushing of write buffers, which only cost.
     #[must_use]
     pub const fn full(host_address_width: u32) -> Self {
         Self {
-            interrupt_remapping: true,
-            extended_interrupts: true,
+            second_stage: true,
+            nested: true,
+            second_stage_pages: LargestPage::OneGib,
+            second_stage_dirty: true,
+            abort_dma: true,
+            rid_priv: true,
             posted_interrupts: true,
-            interrupt_table_invalidates: true,
             ..Self::svm(host_address_width)
         }
     }

@@ -1,5 +1,7 @@
 //! Which feature needs which other: the manual's dependencies (chapter 11, CAP and ECAP). **Pure.**
 
+use std::fmt;
+
 use super::fields::Profile;
 use super::options::{
     ADMS, AW_BITS, DIT, DT, EAFS, EIM, ESIRTPS, FS1GP, FS5LP, FSTS, HOST_ADDRESS_WIDTH, IR, NEST, NUMBERS,
@@ -7,11 +9,10 @@ use super::options::{
     Switch, names,
 };
 
-/// A profile that no hardware could have, or a text that names none.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// A profile that no hardware could have, or a text that names none. Its text is the reason and the remedy.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProfileError {
-    /// A feature without one that it builds on. The text is "`feature` needs `needs`".
-    #[error("{feature} needs {needs}")]
+    /// A feature without one that it builds on. The reason is "`feature` needs `needs`".
     Missing {
         /// What was asked for.
         feature: &'static str,
@@ -19,7 +20,6 @@ pub enum ProfileError {
         needs: String,
     },
     /// A value that cannot be.
-    #[error("{option} of {value} is not possible: give {possible}")]
     Value {
         /// Which option.
         option: &'static str,
@@ -29,18 +29,50 @@ pub enum ProfileError {
         possible: &'static str,
     },
     /// No preset has this name.
-    #[error("no preset is called '{0}': there are {presets}", presets = preset_names())]
     Preset(String),
     /// No option has this name.
-    #[error("no option is called '{0}': there are {options}", options = option_names())]
     Option(String),
     /// An option without a value.
-    #[error("{0} has no value: write {0}=...")]
     NoValue(&'static str),
     /// An option that is there already.
-    #[error("{0} is given twice")]
     Twice(&'static str),
 }
+
+impl ProfileError {
+    /// What is wrong.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match self {
+            Self::Missing { feature, needs } => format!("{feature} needs {needs}"),
+            Self::Value { option, value, .. } => format!("{option} cannot be '{value}'"),
+            Self::Preset(name) => format!("no preset is called '{name}'"),
+            Self::Option(name) => format!("no option is called '{name}'"),
+            Self::NoValue(option) => format!("{option} has no value"),
+            Self::Twice(option) => format!("{option} is given twice"),
+        }
+    }
+
+    /// What to do about it, with all that is possible.
+    #[must_use]
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::Missing { feature, needs } => format!("give {needs} too, or leave out {feature}"),
+            Self::Value { possible, .. } => format!("give {possible}"),
+            Self::Preset(_) => format!("give one of {}", preset_names()),
+            Self::Option(_) => format!("give one of {}", option_names()),
+            Self::NoValue(option) => format!("give {option}=VALUE"),
+            Self::Twice(_) => "give it once".to_owned(),
+        }
+    }
+}
+
+impl fmt::Display for ProfileError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.reason(), self.remedy())
+    }
+}
+
+impl std::error::Error for ProfileError {}
 
 fn preset_names() -> String {
     PRESETS.map(|preset| preset.name).join(", ")
@@ -120,7 +152,7 @@ const SPECIAL: &[Special] = &[
     },
     Special {
         feature: "aw-bits=57",
-        needs: "fs5lp=on, or a second stage (ssts=on)",
+        needs: "fs5lp=on or ssts=on",
         broken: |p| p.address_width == 57 && p.scalable_mode && !p.five_level && !p.second_stage,
     },
 ];
@@ -216,7 +248,7 @@ mod tests {
             needs.set(&mut profile, false);
             let expected = format!("{} needs {}=on", feature.name, needs.name);
             let asked_for = profile.settled_except(&[feature.name]);
-            assert_eq!(check(&asked_for).map_err(|error| error.to_string()), Err(expected.clone()));
+            assert_eq!(check(&asked_for).map_err(|error| error.reason()), Err(expected.clone()));
             let rest = profile.settled();
             assert!(!feature.get(&rest), "{expected}");
             let possible = Profile { scalable_mode: rest.scalable_mode && rest.queued_invalidation, ..rest };
@@ -259,30 +291,18 @@ mod tests {
             (
                 "57 bits and no table that has them",
                 |p| *p = Profile { address_width: 57, ..Profile::svm(46) },
-                "aw-bits=57 needs fs5lp=on, or a second stage (ssts=on)",
+                "aw-bits=57 needs fs5lp=on or ssts=on",
             ),
-            ("PASIDs", |p| p.pasid_bits = 21, "pasid-bits of 21 is not possible: give 0 to 20"),
-            (
-                "narrow CPUs",
-                |p| p.host_address_width = 35,
-                "host address width of 35 is not possible: give 36 to 52",
-            ),
-            (
-                "wide CPUs",
-                |p| p.host_address_width = 64,
-                "host address width of 64 is not possible: give 36 to 52",
-            ),
-            ("mask", |p| p.max_address_mask = 52, "mamv of 52 is not possible: give 0 to 51"),
-            (
-                "domains",
-                |p| p.domain_id_bits = 5,
-                "domain-bits of 5 is not possible: give 4, 6, 8, 10, 12, 14 or 16",
-            ),
+            ("PASIDs", |p| p.pasid_bits = 21, "pasid-bits cannot be '21'"),
+            ("narrow CPUs", |p| p.host_address_width = 35, "host address width cannot be '35'"),
+            ("wide CPUs", |p| p.host_address_width = 64, "host address width cannot be '64'"),
+            ("mask", |p| p.max_address_mask = 52, "mamv cannot be '52'"),
+            ("domains", |p| p.domain_id_bits = 5, "domain-bits cannot be '5'"),
         ];
         for (name, change, expected) in rows {
             let mut profile = everything();
             change(&mut profile);
-            assert_eq!(check(&profile).unwrap_err().to_string(), expected, "{name}");
+            assert_eq!(check(&profile).unwrap_err().reason(), expected, "{name}");
         }
     }
 }

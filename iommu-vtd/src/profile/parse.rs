@@ -120,6 +120,8 @@ mod tests {
     use super::super::fields::LargestPage;
     use super::super::options::names;
     use super::*;
+    use proptest::prelude::*;
+    use proptest::{collection, sample};
 
     const FOUR: Platform = Platform { host_address_width: 46, five_level: false };
     const FIVE: Platform = Platform { five_level: true, ..FOUR };
@@ -176,19 +178,19 @@ mod tests {
     #[test]
     fn mistakes_are_named_with_what_is_possible() {
         for (text, expected) in [
-            ("modern", "no preset is called 'modern': there are legacy, scalable, svm, full"),
-            ("full,colour=red", "no option is called 'colour': there are scalable-mode, "),
-            ("colour=red", "no option is called 'colour': "),
-            ("full,svm,full", "no option is called 'full': "),
-            ("full,eim=maybe", "eim of maybe is not possible: give on or off"),
-            ("full,pasid-bits", "pasid-bits has no value: write pasid-bits=..."),
+            ("modern", "no preset is called 'modern'; give one of legacy, scalable, svm, full"),
+            ("full,colour=red", "no option is called 'colour'; give one of scalable-mode, "),
+            ("colour=red", "no option is called 'colour'; "),
+            ("full,svm,full", "no option is called 'full'; "),
+            ("full,eim=maybe", "eim cannot be 'maybe'; give on or off"),
+            ("full,pasid-bits", "pasid-bits has no value; give pasid-bits=VALUE"),
             ("aw-bits", "aw-bits has no value"),
-            ("full,aw-bits=40", "aw-bits of 40 is not possible: give 39, 48 or 57"),
-            ("full,mamv=-1", "mamv of -1 is not possible: give 0 to 51"),
-            ("full,sslps=1m", "sslps of 1m is not possible: give 4k, 2m or 1g"),
+            ("full,aw-bits=40", "aw-bits cannot be '40'; give 39, 48 or 57"),
+            ("full,mamv=-1", "mamv cannot be '-1'; give 0 to 51"),
+            ("full,sslps=1m", "sslps cannot be '1m'; give 4k, 2m or 1g"),
             ("full,sslps", "sslps has no value"),
             ("full,prs=on,svm=on", "svm is given twice"),
-            ("legacy,svm=on", "svm needs scalable-mode=on"),
+            ("legacy,svm=on", "svm needs scalable-mode=on; give scalable-mode=on too, or leave out svm"),
             ("legacy,fsts=on", "fsts needs scalable-mode=on"),
             ("legacy,scalable-mode=on", "scalable-mode needs fsts=on or ssts=on"),
             ("legacy,pasid-bits=8", "pasid-bits needs scalable-mode=on"),
@@ -216,5 +218,36 @@ mod tests {
         assert_eq!(all.len(), unique.len(), "{all:?}");
         let help = super::super::help();
         assert!(names().all(|name| help.contains(&format!("\n{name}="))), "{help}");
+    }
+
+    /// One item: a name that exists or not, with a value that fits or not.
+    fn item() -> impl Strategy<Value = String> {
+        let known: Vec<&str> =
+            names().chain(PRESETS.map(|preset| preset.name)).chain(["colour", ""]).collect();
+        let values = ["on", "off", "0", "16", "18", "39", "48", "57", "2m", "1g", "maybe", ""];
+        (sample::select(known), sample::select(values.to_vec()))
+            .prop_map(|(name, value)| format!("{name}={value}"))
+    }
+
+    proptest! {
+        /// Whatever is accepted makes a unit, and settling it changes nothing.
+        #[test]
+        fn what_is_accepted_is_possible(
+            preset in sample::select(PRESETS.map(|preset| preset.name).to_vec()),
+            items in collection::vec(item(), 0..6),
+            five_level: bool,
+        ) {
+            let text = format!("{preset},{}", items.join(","));
+            if let Ok(profile) = Profile::parse(&text, Platform { host_address_width: 46, five_level }) {
+                prop_assert!(crate::Capability::new(&profile).is_ok());
+                prop_assert_eq!(profile.settled(), profile);
+            }
+        }
+
+        #[test]
+        fn any_text_is_read_or_refused(text in "\\PC*") {
+            let read = Profile::parse(&text, FOUR);
+            prop_assert!(read.is_ok() || !read.unwrap_err().to_string().is_empty());
+        }
     }
 }

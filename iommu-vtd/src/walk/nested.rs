@@ -28,10 +28,11 @@ impl<M: TableMemory, C: StructureCache> Ground for Nested<'_, '_, M, C> {
     fn place(&self, address: Gpa, root: bool) -> Result<(Gpa, bool), Reason> {
         let write = if self.second.accessed_dirty { WriteIntent::Needed } else { WriteIntent::No };
         let intent = Intent { read: true, write, privileged: false };
+        let mut path = NO_PATH;
         for _ in 0..ATTEMPTS {
-            let page = second::find(self.cx, self.second, address.0, intent)
+            let page = second::find(self.cx, self.second, address.0, intent, &mut path)
                 .map_err(|reason| blame(reason, root))?;
-            if let Some(leaf) = page.take(self.cx, self.second, address.0)? {
+            if let Some(leaf) = page.take(self.cx, self.second, address.0, &path)? {
                 return Ok((Gpa(leaf.output), page.writable()));
             }
         }
@@ -55,20 +56,20 @@ pub(crate) fn walk<M: TableMemory, C: StructureCache>(
         return Err(Reason::Sgn1);
     }
     let ground = Nested { cx, second };
-    let mut path = NO_PATH;
+    let (mut path, mut outer_path) = (NO_PATH, NO_PATH);
     let mut restless = Reason::Sfs10;
     for _ in 0..ATTEMPTS {
         let start = first.start(cx.caches, address);
         let reached = first::descend(cx, first, &ground, (address, start), &mut path)?;
         let writable = first::judge(first, &reached, intent)?;
         let inner = first::leaf(&reached, address, writable);
-        let page = second::find(cx, second, inner.output, through(intent, writable))?;
+        let page = second::find(cx, second, inner.output, through(intent, writable), &mut outer_path)?;
         let dirties = writable && page.writable() && intent.write != WriteIntent::No;
         if !first::mark(&cx.memory, first, &reached, &path, dirties)? {
             restless = Reason::Sfs10;
             continue;
         }
-        let Some(outer) = page.take(cx, second, inner.output)? else {
+        let Some(outer) = page.take(cx, second, inner.output, &outer_path)? else {
             restless = Reason::Sss6;
             continue;
         };

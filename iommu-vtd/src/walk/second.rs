@@ -50,7 +50,6 @@ impl SecondStageTable {
 pub(super) struct Page {
     start: Start,
     reached: Reached,
-    path: Path,
     read: bool,
     writable: bool,
     dirties: bool,
@@ -64,30 +63,31 @@ pub(crate) fn walk<M: TableMemory, C: StructureCache>(
     address: u64,
     intent: Intent,
 ) -> Result<Leaf, Reason> {
+    let mut path = NO_PATH;
     for _ in 0..ATTEMPTS {
-        let page = find(cx, table, address, intent)?;
-        if let Some(leaf) = page.take(cx, table, address)? {
+        let page = find(cx, table, address, intent, &mut path)?;
+        if let Some(leaf) = page.take(cx, table, address, &path)? {
             return Ok(leaf);
         }
     }
     Err(Reason::Sss6)
 }
 
-/// Finds the page of `address`, and whether it allows what is wanted.
+/// Finds the page of `address`, and whether it allows what is wanted. `path` is for [`Page::take`].
 #[inline(always)]
 pub(super) fn find<M: TableMemory, C: StructureCache>(
     cx: &Lookup<'_, M, C>,
     table: &SecondStageTable,
     address: u64,
     intent: Intent,
+    path: &mut Path,
 ) -> Result<Page, Reason> {
     if address >> table.limit_bits != 0 {
         return Err(Reason::Sgn5);
     }
     let root = Start { level: table.levels, table: table.root, all: u64::MAX };
     let start = cx.caches.second(table.domain, address).unwrap_or(root);
-    let mut path = NO_PATH;
-    let reached = descend(cx, table, address, start, &mut path)?;
+    let reached = descend(cx, table, address, start, path)?;
     let (read, writable) = (reached.all & READ != 0, reached.all & WRITE != 0);
     if !read && !writable {
         return Err(Reason::Sss2);
@@ -99,7 +99,7 @@ pub(super) fn find<M: TableMemory, C: StructureCache>(
         return Err(Reason::Sgn7);
     }
     let dirties = writable && intent.write != WriteIntent::No;
-    Ok(Page { start, reached, path, read, writable, dirties })
+    Ok(Page { start, reached, read, writable, dirties })
 }
 
 impl Page {
@@ -110,8 +110,9 @@ impl Page {
         cx: &Lookup<'_, M, C>,
         table: &SecondStageTable,
         address: u64,
+        path: &Path,
     ) -> Result<Option<Leaf>, Reason> {
-        let Self { start, reached, path, .. } = self;
+        let Self { start, reached, .. } = self;
         let marks = table.marks();
         let dirty = if table.accessed_dirty && self.dirties { DIRTY } else { 0 };
         let marked = reached.all & marks == marks && reached.leaf & dirty == dirty;

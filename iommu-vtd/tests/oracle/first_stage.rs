@@ -1,16 +1,49 @@
-//! The naive first-stage walk.
+//! The naive first-stage walk, alone or over a second stage.
 
-use super::{
-    AddressType, Bits, Image, Outcome, Registers, Request, interrupt_range, touches_interrupts, wants_write,
-};
+use super::second_stage::Table;
+use super::{Bits, Image, Outcome, Page, Registers, Request, deliver, permitted, wants_write};
 
-/// The entries that lead to the page, from the root down, with their addresses.
-struct Walked {
-    used: Vec<(u64, Bits)>,
-    page_bits: u32,
+/// An entry that was used.
+struct Used {
+    /// Where it lies in memory.
+    at: u64,
+    bits: Bits,
+    /// A second stage lets it be written.
+    writable: bool,
 }
 
-fn walk(regs: &Registers, memory: &Image, entry: &Bits, address: u64) -> Result<Walked, u8> {
+/// The entries that lead to the page, from the root down.
+pub(super) struct Walked {
+    used: Vec<Used>,
+    pub(super) page: Page,
+}
+
+/// Where a table entry at `address` lies, and whether it may be written.
+fn place(
+    regs: &Registers,
+    memory: &mut Image,
+    under: Option<&Table>,
+    address: u64,
+    is_root: bool,
+) -> Result<(u64, bool), u8> {
+    let Some(table) = under else { return Ok((address, true)) };
+    let walked = table.walk(regs, memory, address)?;
+    let (read, write) = walked.allows()?;
+    if !read || table.tracks && !write {
+        return Err(if is_root { 0x75 } else { 0x76 });
+    }
+    table.mark(memory, &walked, table.tracks)?;
+    Ok((walked.output(address), write))
+}
+
+/// Walks, in `under` if that is given.
+pub(super) fn walk(
+    regs: &Registers,
+    memory: &mut Image,
+    entry: &Bits,
+    under: Option<&Table>,
+    address: u64,
+) -> Result<Walked, u8> {
     let levels = if entry.field(131, 130) == 1 { 5 } else { 4 };
     let sign = 12 + 9 * levels - 1;
     let upper: Vec<bool> = (sign..64).map(|position| address >> position & 1 == 1).collect();
@@ -22,54 +55,76 @@ fn walk(regs: &Registers, memory: &Image, entry: &Bits, address: u64) -> Result<
     for level in (1..=levels).rev() {
         let page_bits = 12 + 9 * (level - 1);
         let at = table + (address >> page_bits & 0x1ff) * 8;
-        let entry = memory.structure(at, 1).ok_or(if level == levels { 0x73 } else { 0x70 })?;
-        if !entry.bit(0) {
+        let (at, writable) = place(regs, memory, under, at, level == levels)?;
+        let bits = memory.structure(at, 1).ok_or(if level == levels { 0x73 } else { 0x70 })?;
+        if !bits.bit(0) {
             return Err(0x71);
         }
-        let large = entry.bit(7) && level > 1;
+        let large = bits.bit(7) && level > 1;
         let reserved = [
-            regs.haw < 52 && entry.any(51, regs.haw),
+            regs.haw < 52 && bits.any(51, regs.haw),
             level >= 4 && large,
             level == 3 && large && !regs.cap(56),
-            level == 3 && large && entry.any(29, 13),
-            level == 2 && large && entry.any(20, 13),
+            level == 3 && large && bits.any(29, 13),
+            level == 2 && large && bits.any(20, 13),
         ];
         if reserved.contains(&true) {
             return Err(0x72);
         }
-        table = entry.field(51, 12) << 12;
-        used.push((at, entry));
+        table = bits.field(51, 12) << 12;
+        if under.is_some_and(|under| table >> under.width(regs) != 0) {
+            return Err(0x74);
+        }
+        let start = bits.field(51, page_bits) << page_bits;
+        used.push(Used { at, bits, writable });
         if large || level == 1 {
-            return Ok(Walked { used, page_bits });
+            return Ok(Walked { used, page: Page { start, bits: page_bits } });
         }
     }
     unreachable!("level 1 ends every walk")
 }
 
-/// Sets accessed, extended accessed and dirty bits.
-fn mark(regs: &Registers, memory: &mut Image, entry: &Bits, walked: &Walked, dirty: bool) -> Result<(), u8> {
-    let mut updates = Vec::new();
-    for (index, (at, used)) in walked.used.iter().enumerate() {
-        let is_leaf = index + 1 == walked.used.len();
-        let mut word = used.0[0] | 1 << 5;
-        if entry.bit(135) {
-            word |= 1 << 10;
+impl Walked {
+    /// Whether the request may write, unless it may not be here at all.
+    pub(super) fn writable(&self, entry: &Bits, privileged: bool) -> Result<bool, u8> {
+        if !privileged && self.used.iter().any(|used| !used.bits.bit(2)) {
+            return Err(0x81);
         }
-        if is_leaf && dirty {
-            word |= 1 << 6;
+        Ok(self.used.iter().all(|used| used.bits.bit(1)) || privileged && !entry.bit(132))
+    }
+
+    /// Sets accessed, extended accessed and dirty bits.
+    pub(super) fn mark(&self, memory: &mut Image, entry: &Bits, dirty: bool) -> Result<(), u8> {
+        let mut updates = Vec::new();
+        for (index, used) in self.used.iter().enumerate() {
+            let is_leaf = index + 1 == self.used.len();
+            let mut marks = 1 << 5;
+            if entry.bit(135) {
+                marks |= 1 << 10;
+            }
+            if is_leaf && dirty {
+                marks |= 1 << 6;
+            }
+            if used.bits.0[0] & marks != marks {
+                updates.push((used, marks));
+            }
         }
-        if word != used.0[0] {
-            updates.push((*at, word));
+        if !updates.is_empty() && !entry.bit(87) {
+            return Err(0x90);
         }
+        if updates.iter().any(|(used, _)| !used.writable) {
+            return Err(0x77);
+        }
+        for (used, marks) in updates {
+            memory.mark(used.at, marks);
+        }
+        Ok(())
     }
-    let coherent = regs.ecap(48) && entry.bit(87);
-    if !coherent && !updates.is_empty() {
-        return Err(0x90);
+
+    /// Whether the page is dirty by now.
+    pub(super) fn is_dirty(&self, memory: &Image) -> bool {
+        memory.word(self.used.last().unwrap().at).unwrap() >> 6 & 1 == 1
     }
-    for (at, word) in updates {
-        memory.set(at, word);
-    }
-    Ok(())
 }
 
 pub(super) fn translate(
@@ -79,31 +134,10 @@ pub(super) fn translate(
     request: &Request,
     privileged: bool,
 ) -> Result<Outcome, u8> {
-    let address = request.address;
-    let walked = walk(regs, memory, entry, address)?;
-    if !privileged && walked.used.iter().any(|(_, entry)| !entry.bit(2)) {
-        return Err(0x81);
-    }
-    let writable = walked.used.iter().all(|(_, entry)| entry.bit(1)) || privileged && !entry.bit(132);
-    let wants = wants_write(regs, request);
-    let asks = matches!(request.at, AddressType::Translation { .. });
-    if wants && !writable && !asks {
-        return Err(0x85);
-    }
-    mark(regs, memory, entry, &walked, wants && writable)?;
-    let (leaf_at, leaf) = walked.used.last().unwrap();
-    let page_bits = walked.page_bits;
-    let page = leaf.field(51, page_bits) << page_bits;
-    let output = page + (address & ((1 << page_bits) - 1));
-    if interrupt_range(output) || asks && touches_interrupts(page, page_bits) {
-        return Err(0x87);
-    }
-    let mut bits = page_bits;
-    while touches_interrupts(output, bits) || request.pasid.is_none() && touches_interrupts(address, bits) {
-        bits -= 1;
-    }
-    let dirty = memory.word(*leaf_at).unwrap() >> 6 & 1 == 1;
-    let write = writable && if asks { wants } else { dirty };
-    let domain = u16::try_from(entry.field(79, 64)).unwrap();
-    Ok(Outcome::Page { output, bits, read: true, write, domain: Some(domain) })
+    let walked = walk(regs, memory, entry, None, request.address)?;
+    let writable = walked.writable(entry, privileged)?;
+    permitted(regs, request, (true, writable))?.expect("reads are allowed");
+    walked.mark(memory, entry, wants_write(regs, request) && writable)?;
+    let rights = (true, writable && walked.is_dirty(memory));
+    deliver(regs, request, walked.page, rights, entry.field(79, 64))
 }

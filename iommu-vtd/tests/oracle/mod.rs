@@ -1,9 +1,16 @@
-//! An independent, naive model of scalable-mode translation with a first stage.
+//! An independent, naive model of translation: legacy and scalable mode, both stages and their nesting.
 //!
 //! Written from the manual's rules alone: structures are strings of bits addressed by the manual's positions,
 //! every check stands where the manual lists it, and nothing is shared with the crate.
 
+mod conditions;
 mod first_stage;
+mod legacy;
+mod nested;
+mod scalable;
+mod second_stage;
+
+pub(crate) use scalable::page_request;
 
 /// The registers that matter, as raw values.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +29,25 @@ impl Registers {
     fn ecap(&self, bit: u32) -> bool {
         self.ecap >> bit & 1 == 1
     }
+    /// Size of the largest page of any stage.
+    fn identity_bits(&self) -> u32 {
+        if self.cap(56) || self.cap(35) { 30 } else { 21 }
+    }
+    /// Domain-id bits.
+    fn domain_bits(&self) -> u32 {
+        (4 + 2 * u32::try_from(self.cap & 7).unwrap()).min(16)
+    }
+    /// Width of a second stage's input for an AW field, if it is supported.
+    fn second_width(&self, aw: u64) -> Option<u32> {
+        let bits = match aw {
+            1 => 39,
+            2 => 48,
+            3 => 57,
+            _ => return None,
+        };
+        let mgaw = u32::try_from(self.cap >> 16 & 63).unwrap() + 1;
+        self.cap(8 + u32::try_from(aw).unwrap()).then_some(bits.min(mgaw))
+    }
 }
 
 /// Memory from address 0 on, in 64-bit words.
@@ -33,8 +59,9 @@ impl Image {
         assert_eq!(address % 8, 0, "all structures are aligned");
         self.0.get(usize::try_from(address / 8).unwrap()).copied()
     }
-    fn set(&mut self, address: u64, word: u64) {
-        self.0[usize::try_from(address / 8).unwrap()] = word;
+    /// Sets bits of a word.
+    fn mark(&mut self, address: u64, bits: u64) {
+        self.0[usize::try_from(address / 8).unwrap()] |= bits;
     }
     /// A structure of `words` words, or `None` if some of it is no memory.
     fn structure(&self, address: u64, words: u64) -> Option<Bits> {
@@ -109,29 +136,6 @@ pub(crate) enum Outcome {
     },
 }
 
-/// Names of the conditions, as (code, qualified, translation request, translated request).
-/// 'U' UR, 'A' CA, '0' empty, 'R' empty and recorded.
-fn row(code: u8) -> (bool, char, char) {
-    match code {
-        0x03 => (true, 'A', 'U'),
-        0x29 => (false, '-', '-'),
-        0x30 => (false, 'A', 'U'),
-        0x31 | 0x33 => (false, 'U', 'U'),
-        0x38 | 0x3a | 0x40 => (false, 'A', 'U'),
-        0x39 => (false, 'U', 'U'),
-        0x41 | 0x44 | 0x46 | 0x48 | 0x89 => (true, 'U', 'U'),
-        0x42 | 0x43 | 0x87 => (true, 'A', 'U'),
-        0x45 => (true, 'U', '-'),
-        0x50 | 0x58 => (false, 'A', 'A'),
-        0x51 | 0x59 => (true, '0', 'U'),
-        0x52 | 0x5a | 0x5b => (true, 'A', 'A'),
-        0x5c | 0x5d | 0x70..=0x73 | 0x80 | 0x81 | 0x85 | 0x90 => (true, '0', '-'),
-        0x83 => (true, '0', 'U'),
-        0x91 => (true, 'R', '-'),
-        _ => panic!("no row for {code:#x}"),
-    }
-}
-
 /// A request that failed: code and FPD so far.
 struct Failed(u8, bool);
 
@@ -154,7 +158,8 @@ fn largest_clear(address: u64, limit: u32) -> u32 {
 
 /// Judges `request`, and leaves accessed and dirty bits in `memory`.
 pub(crate) fn translate(regs: &Registers, memory: &mut Image, request: &Request) -> Outcome {
-    if request.at == AddressType::Translated && request.pasid.is_some() {
+    let translated_pasid = regs.ecap(56) && regs.ecap(2);
+    if request.at == AddressType::Translated && request.pasid.is_some() && !translated_pasid {
         return Outcome::UnsupportedRequest(None, false);
     }
     if !regs.enabled && request.at != AddressType::Untranslated {
@@ -163,7 +168,7 @@ pub(crate) fn translate(regs: &Registers, memory: &mut Image, request: &Request)
     match judge(regs, memory, request) {
         Ok(outcome) => outcome,
         Err(Failed(code, fpd)) => {
-            let (qualified, translation, translated) = row(code);
+            let (qualified, translation, translated) = conditions::row(code);
             let recorded = !(qualified && fpd);
             let column = match request.at {
                 AddressType::Untranslated => 'U',
@@ -192,174 +197,27 @@ fn judge(regs: &Registers, memory: &mut Image, request: &Request) -> Result<Outc
             _ => Err(Failed(0x29, false)),
         };
     }
-    let identity_bits = if regs.cap(56) { 30 } else { 21 };
     if !regs.enabled {
-        let bits = largest_clear(address, identity_bits);
+        let bits = largest_clear(address, regs.identity_bits());
         return Ok(Outcome::Page { output: address, bits, read: true, write: true, domain: None });
     }
-    table_mode(regs, if prefix.is_some() { 0x31 } else { 0x03 })?;
-    let pss_bits = (regs.ecap >> 35 & 31) + 1;
-    let context = context(regs, memory, request.source);
-    if prefix.is_some_and(|pasid| u64::from(pasid) >= 1 << pss_bits) {
-        // Decided before any table is read; whether it is recorded is up to the context entry, if there is one.
-        return Err(Failed(0x89, context.map_or_else(|Failed(_, fpd)| fpd, |c| c.bit(1))));
-    }
-    let context = context?;
-    let fpd = context.bit(1);
-    if !untranslated && !context.bit(2) {
-        return Err(Failed(0x44, fpd));
-    }
-    check_prefix(&context, prefix)?;
-    if request.at == AddressType::Translated {
-        return pass_through(regs, request, identity_bits, None).map_err(|code| Failed(code, fpd));
-    }
-    if let AddressType::Translation { nw } = request.at
-        && prefix.is_none()
-        && interrupt_range(address)
-    {
-        let waived = nw && regs.ecap(33);
-        return Ok(if waived { Outcome::Empty } else { Outcome::UntranslatedOnly { write: true } });
-    }
-    let pasid = prefix.map_or(context.field(83, 64), u64::from);
-    let privileged = if prefix.is_some() { request.pr } else { context.bit(84) };
-
-    let entry = pasid_entry(regs, memory, &context, pasid)?;
-    let Entry { bits: entry, fpd } = entry;
-    let fail = |code| Failed(code, fpd);
-    if prefix.is_some() && request.er {
-        return Err(fail(0x5c));
-    }
-    if privileged && !entry.bit(128) {
-        return Err(fail(0x5d));
-    }
-    let domain = u16::try_from(entry.field(79, 64)).unwrap();
-    match entry.field(8, 6) {
-        0b100 => pass_through(regs, request, identity_bits, Some(domain)).map_err(fail),
-        0b001 => first_stage::translate(regs, memory, &entry, request, privileged).map_err(fail),
-        _ => unreachable!("checked with the entry"),
-    }
-}
-
-/// Whether the tables are those of scalable mode; `legacy` is the fault if they are the older ones.
-fn table_mode(regs: &Registers, legacy: u8) -> Result<(), Failed> {
     match regs.rtaddr >> 10 & 3 {
-        0b00 => Err(Failed(legacy, false)),
-        0b01 if regs.ecap(43) => Ok(()),
+        0b00 if prefix.is_some() => Err(Failed(0x31, false)),
+        0b00 => legacy::judge(regs, memory, request),
+        0b01 if regs.ecap(43) => scalable::judge(regs, memory, request),
         0b11 if regs.ecap(52) => Err(Failed(0x33, false)),
         _ => Err(Failed(0x30, false)),
     }
 }
 
-/// Whether the context entry serves this PASID.
-fn check_prefix(context: &Bits, prefix: Option<u32>) -> Result<(), Failed> {
-    let fpd = context.bit(1);
-    let Some(pasid) = prefix.map(u64::from) else { return Ok(()) };
-    if !context.bit(3) {
-        return Err(Failed(0x45, fpd));
+/// A translation request without PASID for the interrupt range, if this is one.
+fn special_completion(regs: &Registers, request: &Request) -> Option<Outcome> {
+    let AddressType::Translation { nw } = request.at else { return None };
+    if request.pasid.is_some() || !interrupt_range(request.address) {
+        return None;
     }
-    if pasid >= 1 << (context.field(11, 9) + 13) {
-        return Err(Failed(0x46, fpd));
-    }
-    if pasid == context.field(83, 64) {
-        return Err(Failed(0x48, fpd));
-    }
-    Ok(())
-}
-
-fn context(regs: &Registers, memory: &Image, source: u16) -> Result<Bits, Failed> {
-    let (bus, devfn) = (u64::from(source >> 8), source & 0xff);
-    let root = (regs.rtaddr >> 12 << 12) + 16 * bus;
-    let root = memory.structure(root + if devfn < 0x80 { 0 } else { 8 }, 1).ok_or(Failed(0x38, false))?;
-    if !root.bit(0) {
-        return Err(Failed(0x39, false));
-    }
-    if root.any(11, 1) || root.any(63, regs.haw) {
-        return Err(Failed(0x3a, false));
-    }
-    let at = (root.field(63, 12) << 12) + u64::from(devfn & 0x7f) * 32;
-    let context = memory.structure(at, 4).ok_or(Failed(0x40, false))?;
-    let fpd = context.bit(1);
-    if !context.bit(0) {
-        return Err(Failed(0x41, fpd));
-    }
-    let reserved = [
-        context.bit(2) && !regs.ecap(2),
-        context.bit(3) && !regs.ecap(40),
-        context.bit(4) && !regs.ecap(29),
-        context.any(6, 5),
-        context.any(8, 7),
-        context.any(63, regs.haw),
-        context.any(83, 64) && !regs.ecap(49),
-        context.bit(84) && !regs.ecap(53),
-        context.any(255, 85),
-    ];
-    if reserved.contains(&true) {
-        return Err(Failed(0x42, fpd));
-    }
-    if context.bit(4) && !context.bit(2) || context.field(83, 64) >= 1 << (context.field(11, 9) + 13) {
-        return Err(Failed(0x43, fpd));
-    }
-    Ok(context)
-}
-
-struct Entry {
-    bits: Bits,
-    fpd: bool,
-}
-
-fn pasid_entry(regs: &Registers, memory: &Image, context: &Bits, pasid: u64) -> Result<Entry, Failed> {
-    let mut fpd = context.bit(1);
-    let at = (context.field(63, 12) << 12) + (pasid >> 6) * 8;
-    let directory = memory.structure(at, 1).ok_or(Failed(0x50, fpd))?;
-    fpd |= directory.bit(1);
-    if !directory.bit(0) {
-        return Err(Failed(0x51, fpd));
-    }
-    if directory.any(11, 2) || directory.any(63, regs.haw) {
-        return Err(Failed(0x52, fpd));
-    }
-    let at = (directory.field(63, 12) << 12) + (pasid & 0x3f) * 64;
-    let bits = memory.structure(at, 8).ok_or(Failed(0x58, fpd))?;
-    fpd |= bits.bit(1);
-    if !bits.bit(0) {
-        return Err(Failed(0x59, fpd));
-    }
-    let (first, second) = (regs.ecap(47), regs.ecap(46));
-    let did_bits = (4 + 2 * u32::try_from(regs.cap & 7).unwrap()).min(16);
-    let reserved = [
-        bits.bit(5),
-        bits.bit(9) && !(second && regs.ecap(45)),
-        bits.any(11, 10),
-        bits.any(63, 12) && !second,
-        bits.any(63, regs.haw),
-        did_bits < 16 && bits.any(79, 64 + did_bits),
-        bits.any(86, 80),
-        bits.bit(87) && !regs.ecap(48),
-        bits.bit(88) && !regs.ecap(7),
-        bits.any(127, 89),
-        bits.bit(128) && !regs.ecap(31),
-        bits.bit(129),
-        bits.any(132, 130) && !first,
-        bits.bit(135) && !regs.ecap(34),
-        bits.any(139, 136),
-        bits.any(191, 140) && !first,
-        bits.any(191, 128 + regs.haw),
-        bits.any(511, 192),
-    ];
-    if reserved.contains(&true) {
-        return Err(Failed(0x5a, fpd));
-    }
-    let levels_supported = match bits.field(131, 130) {
-        0 => true,
-        1 => regs.cap(60),
-        _ => false,
-    };
-    let supported = match bits.field(8, 6) {
-        0b001 => first && levels_supported,
-        0b100 => regs.ecap(6),
-        _ => false,
-    };
-    if supported { Ok(Entry { bits, fpd }) } else { Err(Failed(0x5b, fpd)) }
+    let waived = nw && regs.ecap(33);
+    Some(if waived { Outcome::Empty } else { Outcome::UntranslatedOnly { write: true } })
 }
 
 fn wants_write(regs: &Registers, request: &Request) -> bool {
@@ -369,12 +227,7 @@ fn wants_write(regs: &Registers, request: &Request) -> bool {
     }
 }
 
-fn pass_through(
-    regs: &Registers,
-    request: &Request,
-    identity_bits: u32,
-    domain: Option<u16>,
-) -> Result<Outcome, u8> {
+fn pass_through(regs: &Registers, request: &Request, domain: Option<u16>) -> Result<Outcome, u8> {
     if request.address >= 1 << regs.haw {
         return Err(0x83);
     }
@@ -382,33 +235,58 @@ fn pass_through(
         return Err(0x87);
     }
     let asks = matches!(request.at, AddressType::Translation { .. });
-    let bits = largest_clear(request.address, identity_bits);
+    let bits = largest_clear(request.address, regs.identity_bits());
     let write = !asks || wants_write(regs, request);
     Ok(Outcome::Page { output: request.address, bits, read: true, write, domain })
 }
 
-/// A page request: the domain and PASID whose translations of the page are dropped before it is queued, or the
-/// fault code and whether it is recorded. Translation is enabled.
-pub(crate) fn page_request(
-    regs: &Registers,
-    memory: &Image,
-    source: u16,
-    prefix: Option<u32>,
-) -> Result<(u16, u64), (u8, bool)> {
-    let checks = || {
-        table_mode(regs, 0x32)?;
-        let context = context(regs, memory, source)?;
-        let fpd = context.bit(1);
-        check_prefix(&context, prefix)?;
-        if !context.bit(4) {
-            return Err(Failed(0x47, fpd));
+/// What a request needs of a page that allows `(read, write)`, as the fault code; `None` for a translation request
+/// that gets nothing.
+fn permitted(regs: &Registers, request: &Request, (read, write): (bool, bool)) -> Result<Option<()>, u8> {
+    match request.at {
+        AddressType::Translation { .. } => {
+            let any = read || write && wants_write(regs, request);
+            Ok(any.then_some(()))
         }
-        let pasid = prefix.map_or(context.field(83, 64), u64::from);
-        let entry = pasid_entry(regs, memory, &context, pasid)?;
-        Ok((u16::try_from(entry.bits.field(79, 64)).unwrap(), pasid))
-    };
-    checks().map_err(|Failed(code, fpd)| {
-        let qualified = !matches!(code, 0x30 | 0x32 | 0x33 | 0x38..=0x3a | 0x40 | 0x50 | 0x58);
-        (code, !(qualified && fpd))
-    })
+        _ => match request.access {
+            Access::Write | Access::Atomic if !write => Err(0x85),
+            Access::Read | Access::Atomic if !read => Err(0x86),
+            Access::ZeroLength if !read && !regs.cap(22) => Err(0x86),
+            _ => Ok(Some(())),
+        },
+    }
+}
+
+/// A page that a walk found: its address in memory and its size.
+#[derive(Clone, Copy)]
+struct Page {
+    start: u64,
+    bits: u32,
+}
+
+/// The answer for a page. `rights`: read, and write without asking again.
+fn deliver(
+    regs: &Registers,
+    request: &Request,
+    page: Page,
+    rights: (bool, bool),
+    domain: u64,
+) -> Result<Outcome, u8> {
+    let output = page.start + (request.address & ((1 << page.bits) - 1));
+    let asks = matches!(request.at, AddressType::Translation { .. });
+    if interrupt_range(output) || asks && touches_interrupts(page.start, page.bits) {
+        return Err(0x87);
+    }
+    let mut bits = page.bits;
+    while touches_interrupts(output, bits)
+        || request.pasid.is_none() && touches_interrupts(request.address, bits)
+    {
+        bits -= 1;
+    }
+    let (read, write) = (rights.0, rights.1 && (!asks || wants_write(regs, request)));
+    if !read && !write {
+        return Ok(Outcome::Empty);
+    }
+    let domain = Some(u16::try_from(domain).unwrap());
+    Ok(Outcome::Page { output, bits, read, write, domain })
 }

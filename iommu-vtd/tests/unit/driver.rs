@@ -46,12 +46,16 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// 16 MiB.
+    /// Shared virtual memory, and interrupts as they are.
     pub(crate) fn new() -> Self {
+        Self::with(&Profile { interrupt_remapping: false, ..Profile::svm(46) }.settled())
+    }
+
+    /// 16 MiB, and a unit that offers `profile`.
+    pub(crate) fn with(profile: &Profile) -> Self {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
         let msi = Arc::new(RecordingMsi::default());
-        let capability = Capability::new(&Profile::svm(46)).unwrap();
-        let config = UnitConfig { capability, source: SourceId(0) };
+        let config = UnitConfig { capability: Capability::new(profile).unwrap(), source: SourceId(0) };
         let unit = Arc::new(Unit::new(&config, memory.clone(), msi.clone()));
         Self { memory, unit, msi }
     }
@@ -163,7 +167,7 @@ impl<'m> Driver<'m> {
         self.program_event(0x38, FAULT_EVENT);
     }
 
-    fn program_event(&self, control: u64, msi: Msi) {
+    pub(crate) fn program_event(&self, control: u64, msi: Msi) {
         self.machine.write32(control + 4, msi.data);
         self.machine.write64(control + 8, msi.address);
         self.machine.write32(control, 0);

@@ -15,6 +15,7 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("SVMM_KERNEL", materials::KERNEL),
     ("SVMM_VMLINUX", materials::VMLINUX),
     ("SVMM_GUEST_INITRD", materials::INITRD),
+    ("SVMM_NEXT_INITRD", materials::NEXT_INITRD),
 ];
 
 /// Builds the test programs.

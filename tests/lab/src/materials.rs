@@ -19,6 +19,8 @@ pub const KERNEL: &str = "bzImage";
 pub const VMLINUX: &str = "vmlinux";
 /// The guest's first file system.
 pub const INITRD: &str = "guest.cpio";
+/// The same, and in it the kernel that a guest goes on with.
+pub const NEXT_INITRD: &str = "next.cpio";
 
 /// A kernel being built while other work goes on.
 #[derive(Debug)]
@@ -49,6 +51,7 @@ pub struct Materials {
     pub world: World,
     svmm: PathBuf,
     initrd: PathBuf,
+    next_initrd: PathBuf,
     kernel: Kernel,
 }
 
@@ -83,7 +86,8 @@ impl Materials {
         let choice = choice::choose(&svmm)?;
         let kernel = kernel.finish()?;
         let world = World::prepare(choice, &kernel, cache)?;
-        Ok(Self { world, svmm, initrd, kernel })
+        let next_initrd = image::guest::with_next_kernel(cache, &initrd, &kernel.bz_image())?;
+        Ok(Self { world, svmm, initrd, next_initrd, kernel })
     }
 
     /// The guests' initial file system.
@@ -101,6 +105,7 @@ impl Materials {
                 (KERNEL.to_owned(), self.kernel.bz_image()),
                 (VMLINUX.to_owned(), self.kernel.vmlinux()),
                 (INITRD.to_owned(), self.initrd.clone()),
+                (NEXT_INITRD.to_owned(), self.next_initrd.clone()),
             ],
             env: Vec::new(),
             commands: Vec::new(),

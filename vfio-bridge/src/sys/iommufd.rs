@@ -5,7 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use iommu_core::IovaRange;
+use iommu_core::{HostError, IovaRange};
 use iommufd_bindings::iommufd as c;
 use iommufd_ioctls::{IommuFd, IommufdError};
 use rustix::io::Errno;
@@ -14,6 +14,7 @@ use vmm_sys_util::ioctl_io_nr;
 
 use crate::kernel::{Entries, FaultFile, HwInfo, HwptAlloc, Kernel, ObjectId, Partial, Result, VendorInfo};
 use crate::memory::HostRange;
+use crate::object::{OPEN_IOMMUFD, refused};
 use crate::sys::last_errno;
 
 ioctl_io_nr!(IOMMU_FAULT_QUEUE_ALLOC, c::IOMMUFD_TYPE as u32, c::IOMMUFD_CMD_FAULT_QUEUE_ALLOC);
@@ -27,8 +28,9 @@ impl Iommufd {
     ///
     /// # Errors
     /// `ENOENT` without the driver, `EACCES` without the right to.
-    pub fn open() -> Result<Self> {
-        IommuFd::new().map(|fd| Self(Arc::new(fd))).map_err(|e| errno_of(&e))
+    pub fn open() -> std::result::Result<Self, HostError> {
+        let opened = IommuFd::new().map_err(|e| refused(OPEN_IOMMUFD, "/dev/iommu", errno_of(&e)))?;
+        Ok(Self(Arc::new(opened)))
     }
 
     /// Takes over a file that somebody else opened.

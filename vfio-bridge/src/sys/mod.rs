@@ -17,3 +17,76 @@ use rustix::io::Errno;
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::path::Path;
+
+    use iommu_core::IovaRange;
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+    use super::*;
+    use crate::kernel::{DeviceFile as _, Entries, HwptAlloc, Kernel as _, ObjectId, Partial, Payload};
+    use crate::memory::HostRange;
+
+    const ID: ObjectId = ObjectId(1);
+
+    fn nothing() -> Iommufd {
+        Iommufd::from_fd(File::options().read(true).write(true).open("/dev/null").unwrap().into())
+    }
+
+    /// A file that knows no ioctl: every call fails with the kernel's own errno, whichever way it went.
+    #[test]
+    fn errors_are_the_kernels() {
+        let iommufd = nothing();
+        let memory: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let range = HostRange::of_memory(&memory).unwrap().remove(0);
+        let data = Some(Payload { kind: uapi::HWPT_DATA_VTD_S1, bytes: &[0; 24] });
+        let table = HwptAlloc {
+            device: ID,
+            parent: ID,
+            nest_parent: false,
+            pasid: true,
+            fault_queue: Some(ID),
+            data,
+        };
+        let entries = Entries { kind: uapi::INVALIDATE_DATA_VTD_S1, entry_len: 24, bytes: &[0; 48] };
+        let rows = [
+            ("destroy", iommufd.destroy(ID).err()),
+            ("IOAS", iommufd.ioas_alloc().err()),
+            ("map", iommufd.ioas_map(ID, 0, &range).err()),
+            ("unmap", iommufd.ioas_unmap(ID, IovaRange::aligned(0, 12)).err()),
+            ("hardware information", iommufd.hw_info(ID).err()),
+            ("HWPT", iommufd.hwpt_alloc(&table).err()),
+            ("fault queue", iommufd.fault_queue_alloc().err()),
+        ];
+        for (name, errno) in rows {
+            assert_eq!(errno, Some(Errno::NOTTY), "{name}");
+        }
+        // The count comes back as it went in, which would mean that all was done.
+        let partial = Partial { done: 0, errno: Errno::NOTTY };
+        assert_eq!(iommufd.hwpt_invalidate(ID, &entries), Err(partial));
+    }
+
+    #[test]
+    fn errors_of_devices_are_the_kernels() {
+        let iommufd = nothing();
+        let error = Cdev::open(Path::new("/dev/null/none"), &iommufd).err().unwrap();
+        assert_eq!(error.to_string(), "open a device on /dev/null/none failed");
+        assert_eq!(Errno::from_io_error(&error.source), Some(Errno::NOTDIR));
+        let device = Cdev::open(Path::new("/dev/null"), &iommufd).unwrap();
+        let mut word = [0; 4];
+        let rows = [
+            ("bind", device.bind().err()),
+            ("attach", device.attach(None, ID).err()),
+            ("attach PASID", device.attach(Some(1), ID).err()),
+            ("detach", device.detach(None).err()),
+            ("detach PASID", device.detach(Some(1)).err()),
+            ("configuration space", device.config_read(0, &mut word).err()),
+        ];
+        for (name, errno) in rows {
+            assert_eq!(errno, Some(Errno::NOTTY), "{name}");
+        }
+    }
+}

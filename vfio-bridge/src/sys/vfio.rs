@@ -5,12 +5,14 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
+use iommu_core::HostError;
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio as c;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 use vmm_sys_util::ioctl_io_nr;
 
 use crate::kernel::{DeviceFile, ObjectId, Result};
+use crate::object::{OPEN_DEVICE, refused};
 use crate::sys::{Iommufd, last_errno};
 
 ioctl_io_nr!(VFIO_DEVICE_GET_REGION_INFO, c::VFIO_TYPE as u32, c::VFIO_BASE + 8);
@@ -29,10 +31,11 @@ impl Cdev {
     ///
     /// # Errors
     /// `EACCES` without the right to, `EBUSY` while it is in use otherwise.
-    pub fn open(path: &Path, iommufd: &Iommufd) -> Result<Self> {
-        let file = File::options().read(true).write(true).open(path);
-        file.map(|file| Self { file, iommufd: iommufd.clone() })
-            .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+    pub fn open(path: &Path, iommufd: &Iommufd) -> std::result::Result<Self, HostError> {
+        let file = File::options().read(true).write(true).open(path).map_err(|e| {
+            refused(OPEN_DEVICE, path.display(), Errno::from_io_error(&e).unwrap_or(Errno::IO))
+        })?;
+        Ok(Self { file, iommufd: iommufd.clone() })
     }
 
     /// Takes over a file that somebody else opened.

@@ -15,6 +15,12 @@ impl FakeDevice {
     pub(super) fn new(kernel: FakeKernel, index: usize) -> Self {
         Self { kernel, index }
     }
+
+    /// The number that the kernel's other methods know it by.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.index
+    }
 }
 
 /// Configuration space with ATS and PRI capabilities; whether they are on.
@@ -65,6 +71,16 @@ impl World {
         matches!(object, Some(Object::Nested { faults: Some(_), .. }))
     }
 
+    /// Requests without PASID: a table takes its own reference to a fault queue and forgets that of the one before, and
+    /// a failure mends neither.
+    fn count_lost(&mut self, device: usize, pasid: Option<u32>, new: u32) {
+        let old = self.devices[device].books.get(&pasid).copied();
+        let counted = self.has_faults(old) || self.has_faults(Some(new));
+        if pasid.is_none() && old.is_some() && counted {
+            self.audit.lost_fault_references += 1;
+        }
+    }
+
     /// Translations go, and page requests that came through the old attachment are answered.
     fn tear(&mut self, device: usize, pasid: Option<u32>) {
         let state = &mut self.devices[device];
@@ -90,9 +106,8 @@ impl World {
             self.tear(device, pasid);
             return Err(Errno::NODEV);
         }
-        // Requests without PASID: a nested table takes its own reference and forgets the old one's.
-        if pasid.is_none() && self.has_faults(old) {
-            self.audit.lost_fault_references += 1;
+        if self.has_faults(old) {
+            self.count_lost(device, pasid, table);
         }
         self.tear(device, pasid);
         if let Some(old) = old {
@@ -127,9 +142,12 @@ impl DeviceFile for FakeDevice {
     fn attach(&self, pasid: Option<u32>, table: ObjectId) -> Result<()> {
         let mut world = self.kernel.world();
         if let Err(Failure { errno, damage, .. }) = world.enter(Call::Attach) {
-            if damage == Damage::Torn {
-                world.tear(self.index, pasid);
+            match damage {
+                Damage::None => {}
+                Damage::Torn => world.tear(self.index, pasid),
+                Damage::Done => return world.attach(self.index, pasid, table.0).and(Err(errno)),
             }
+            world.count_lost(self.index, pasid, table.0);
             return Err(errno);
         }
         world.attach(self.index, pasid, table.0)

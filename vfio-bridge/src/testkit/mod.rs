@@ -10,6 +10,7 @@
 mod device;
 mod faults;
 mod iommufd;
+mod yes;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::kernel::{HwInfo, VendorInfo, capability};
 use crate::sys::uapi::{FaultRecord, VtdS1};
 
 pub use device::{FakeDevice, config_space};
+pub use yes::{YesDevice, YesKernel};
 
 /// The calls that can fail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -101,6 +103,8 @@ pub enum Damage {
     None,
     /// Nothing is in use. The kernel's books still name the old one.
     Torn,
+    /// The new one is in use. No kernel is known to do so; it is the worst that one could.
+    Done,
 }
 
 /// How a page request group was answered.
@@ -123,6 +127,8 @@ pub struct Audit {
     pub stale_responses: usize,
     /// Answers of all groups ever made, in order.
     pub groups: Vec<Vec<Answer>>,
+    /// Calls that were made to fail.
+    pub failed: usize,
     /// References to fault queues that hosts of the kind modelled lose, for good.
     pub lost_fault_references: usize,
 }
@@ -209,6 +215,7 @@ impl World {
                 failed = Some(*failure);
             }
         }
+        self.audit.failed += usize::from(failed.is_some());
         failed.map_or(Ok(()), Err)
     }
 

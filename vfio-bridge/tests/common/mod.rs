@@ -1,5 +1,6 @@
 //! A host with devices, and what is expected of it.
 #![allow(dead_code, reason = "each test file uses a part")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -6,20 +6,24 @@ use acpi_tables::aml::{
     Package, PackageBuilder, ResourceTemplate, Return, Scope,
 };
 use acpi_tables::sdt::Sdt;
+use devices::dma_engine;
 use devices::reset::SleepRegisters;
 
 use super::{HEADER, OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
-use crate::layout::{ECAM, PCI_MMIO32, gsi, port};
+use crate::layout::{DMA_ENGINES, ECAM, PCI_MMIO32, gsi, port};
 
 /// Slots of bus 0 and their INTx pins.
 const SLOTS: u32 = 32;
 const PINS: u32 = 4;
 
 /// The whole table.
-pub(super) fn table() -> Vec<u8> {
+pub(super) fn table(dma_engines: usize) -> Vec<u8> {
     let mut sdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     sdt.append_slice(&host_bridge());
     sdt.append_slice(&legacy_devices());
+    for number in (0..=u8::MAX).take(dma_engines) {
+        sdt.append_slice(&dma_engine(number));
+    }
     sdt.append_slice(&sleep_state());
     sdt.as_slice().to_vec()
 }
@@ -107,6 +111,34 @@ fn legacy_devices() -> Vec<u8> {
     )
     .to_bytes();
     bytes(&Scope::new("_SB_".into(), vec![&Raw(&serial), &Raw(&panic)]))
+}
+
+/// The name of DMA engine `number`, 0 to 9.
+fn dma_engine_name(number: u8) -> String {
+    format!("DMA{number}")
+}
+
+/// The full path of DMA engine `number`, 0 to 9, outside PCI.
+pub(crate) fn dma_engine_path(number: u8) -> String {
+    format!("\\_SB_.{}", dma_engine_name(number))
+}
+
+/// A DMA engine outside PCI: its registers. Remapping units know it by its path.
+fn dma_engine(number: u8) -> Vec<u8> {
+    let start = DMA_ENGINES.start + dma_engine::LEN * u64::from(number);
+    let registers =
+        ResourceTemplate::new(vec![&Memory32Fixed::new(true, word(start), word(dma_engine::LEN))]).to_bytes();
+    let engine = Device::new(
+        dma_engine_name(number).as_str().into(),
+        vec![
+            &Name::new("_HID".into(), &dma_engine::ACPI_ID),
+            &Name::new("_UID".into(), &number),
+            &Name::new("_CCA".into(), &1u8),
+            &Name::new("_CRS".into(), &Raw(&registers)),
+        ],
+    )
+    .to_bytes();
+    bytes(&Scope::new("_SB_".into(), vec![&Raw(&engine)]))
 }
 
 /// `\_S5`: the value for the sleep control register that powers off.

@@ -1,13 +1,16 @@
 //! The ACPI tables: what the guest finds where. Hardware-reduced ACPI (ACPI 6.5 §4.1): no PM1 blocks, no SCI.
 //!
-//! [`fixed`] makes the tables of fixed layout, [`dsdt`] the one in AML. The DMAR table comes ready from the unit.
+//! [`fixed`] and [`affinity`] make the tables of fixed layout, [`dsdt`] the one in AML. The DMAR table comes ready from the unit.
 
+mod affinity;
 mod dsdt;
 mod fixed;
 
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::{Aml, xsdt::XSDT};
 use vm_memory::{Bytes, GuestAddress};
+
+pub(crate) use dsdt::dma_engine_path;
 
 use crate::boot::cpuid::Cpus;
 use crate::layout::low;
@@ -27,6 +30,10 @@ pub(crate) struct Machine<'a> {
     pub(crate) cpus: Cpus,
     /// The DMAR table after its header, if there is a VT-d unit.
     pub(crate) dmar: Option<&'a [u8]>,
+    /// Guest RAM in bytes, if the guest is to learn of proximity domains.
+    pub(crate) affinity: Option<u64>,
+    /// DMA engines outside PCI.
+    pub(crate) dma_engines: usize,
 }
 
 /// The tables do not fit into their place; cannot happen with the CPUs that [`crate::config`] allows.
@@ -48,13 +55,16 @@ pub(crate) fn write(ram: &GuestRam, machine: &Machine<'_>) -> Result<u64, Error>
         ram.write_slice(table, GuestAddress(address)).map_err(|_| Error)?;
         Ok(address)
     };
-    let dsdt = put(&dsdt::table())?;
+    let dsdt = put(&dsdt::table(machine.dma_engines))?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     for table in [fixed::fadt(dsdt), fixed::madt(machine.cpus), fixed::mcfg()] {
         xsdt.add_entry(put(&table)?);
     }
     if let Some(dmar) = machine.dmar {
         xsdt.add_entry(put(&fixed::dmar(dmar))?);
+    }
+    if let Some(memory_bytes) = machine.affinity {
+        xsdt.add_entry(put(&affinity::srat(machine.cpus, memory_bytes))?);
     }
     let rsdp = Rsdp::new(OEM_ID, put(&bytes(&xsdt))?);
     ram.write_slice(&bytes(&rsdp), GuestAddress(low::ACPI.start)).map_err(|_| Error)?;
@@ -89,7 +99,10 @@ mod tests {
         let ram = allocate(2 << 20).unwrap();
         for count in [1, 4, MAX_CPUS] {
             let cpus = Cpus { count, id_step: 1 };
-            let rsdp = write(&ram, &Machine { cpus, dmar: Some(&[45; 36]) }).unwrap();
+            let rsdp = {
+                let affinity = Some(2 << 20);
+                write(&ram, &Machine { cpus, dmar: Some(&[45; 36]), affinity, dma_engines: 4 }).unwrap()
+            };
             let mut head = [0; 36];
             ram.read_slice(&mut head, GuestAddress(rsdp)).unwrap();
             assert_eq!((&head[..8], sum(&head[..20]), sum(&head)), (&b"RSD PTR "[..], 0, 0));
@@ -109,7 +122,7 @@ mod tests {
                     assert_eq!(table.len(), 44 + count as usize * 8 + 12 + 6);
                 }
             }
-            assert_eq!(found, [b"FACP", b"APIC", b"MCFG", b"DMAR"]);
+            assert_eq!(found, [b"FACP", b"APIC", b"MCFG", b"DMAR", b"SRAT"]);
         }
     }
 

@@ -1,5 +1,7 @@
 //! What the kernel is told: memory map, command line, initramfs, where the ACPI tables are.
 
+use std::ops::Range;
+
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::pvh::PvhBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams, Error};
@@ -15,10 +17,18 @@ use crate::memory::{GuestRam, ranges};
 const RAM: u32 = 1;
 const RESERVED: u32 = 2;
 
+/// Guest RAM as the guest may use it.
+pub(crate) struct Memory {
+    /// All of it, in bytes.
+    pub(crate) bytes: u64,
+    /// The end of low RAM, kept for devices; empty if there is none.
+    pub(crate) reserved: Range<u64>,
+}
+
 /// What a kernel is told besides its own header.
 pub(crate) struct Told<'a> {
-    /// Guest RAM in bytes.
-    pub(crate) memory_bytes: u64,
+    /// Guest RAM.
+    pub(crate) memory: Memory,
     /// Command line.
     pub(crate) cmdline: &'a str,
     /// Initramfs.
@@ -28,11 +38,15 @@ pub(crate) struct Told<'a> {
 }
 
 /// The memory map: (start, length in bytes, E820 type), ascending. **Pure.**
-fn memory_map(memory_bytes: u64) -> Vec<(u64, u64, u32)> {
+fn memory_map(memory: &Memory) -> Vec<(u64, u64, u32)> {
+    let kept = memory.reserved.end - memory.reserved.start;
     let mut map = vec![(0, low::RAM_END, RAM), (low::ACPI.start, low::ACPI.len, RESERVED)];
-    for (start, len) in ranges(memory_bytes) {
+    for (start, len) in ranges(memory.bytes) {
         if start == 0 {
-            map.push((low::END, len.saturating_sub(low::END), RAM));
+            map.push((low::END, len.saturating_sub(low::END + kept), RAM));
+            if kept > 0 {
+                map.push((memory.reserved.start, kept, RESERVED));
+            }
             map.push((ECAM.start, ECAM.len, RESERVED));
             map.push((VTD.start, VTD.len, RESERVED));
         } else {
@@ -66,7 +80,7 @@ fn write_zero_page(ram: &GuestRam, header: Option<setup_header>, told: &Told<'_>
         params.hdr.ramdisk_size = narrow(initrd.len);
     }
     params.acpi_rsdp_addr = told.rsdp;
-    for (entry, (addr, size, type_)) in params.e820_table.iter_mut().zip(memory_map(told.memory_bytes)) {
+    for (entry, (addr, size, type_)) in params.e820_table.iter_mut().zip(memory_map(&told.memory)) {
         *entry = boot_e820_entry { addr, size, r#type: type_ };
         params.e820_entries += 1;
     }
@@ -85,7 +99,7 @@ fn bare_header() -> setup_header {
 }
 
 fn write_start_info(ram: &GuestRam, told: &Told<'_>) -> Result<(), Error> {
-    let map: Vec<_> = memory_map(told.memory_bytes)
+    let map: Vec<_> = memory_map(&told.memory)
         .into_iter()
         .map(|(addr, size, type_)| hvm_memmap_table_entry { addr, size, type_, reserved: 0 })
         .collect();
@@ -125,15 +139,23 @@ mod tests {
 
     #[test]
     fn the_map_is_ascending_and_holds_all_ram_but_the_legacy_hole() {
-        for bytes in [64 << 20, LOW_RAM_LIMIT, LOW_RAM_LIMIT + (2 << 20), 6 << 30] {
-            let map = memory_map(bytes);
+        for (bytes, kept) in [
+            (64 << 20, 0),
+            (64 << 20, 32 << 20),
+            (LOW_RAM_LIMIT, 0),
+            (LOW_RAM_LIMIT + (2 << 20), 1 << 20),
+            (6 << 30, 0),
+        ] {
+            let low_end = bytes.min(LOW_RAM_LIMIT);
+            let map = memory_map(&Memory { bytes, reserved: low_end - kept..low_end });
+            assert_eq!(map.contains(&(low_end - kept, kept, RESERVED)), kept > 0, "{map:x?}");
             let mut end = 0;
             for (start, len, _) in &map {
                 assert!(*start >= end && *len > 0, "{map:x?}");
                 end = start + len;
             }
             let ram: u64 = map.iter().filter(|row| row.2 == RAM).map(|row| row.1).sum();
-            assert_eq!(ram, bytes - (low::END - low::RAM_END), "{map:x?}");
+            assert_eq!(ram, bytes - kept - (low::END - low::RAM_END), "{map:x?}");
             assert_eq!(map.iter().any(|row| row.0 == HIGH_RAM_START), bytes > LOW_RAM_LIMIT);
         }
     }

@@ -323,12 +323,12 @@ mod tests {
         assert_eq!(behind.arrivals(), [0x4051]);
         assert_eq!(behind.notes.0.lock().len(), 0, "no end is reported for an edge");
         behind.ioapic.write(0x40, &[0x51]);
-        assert_eq!(behind.arrivals(), [], "the vector of the table entry is not the pin's");
+        assert_eq!(behind.arrivals(), [0; 0], "the vector of the table entry is not the pin's");
         behind.ioapic.write(0x40, &[PIN]);
         assert_eq!(behind.arrivals(), [0x4051], "still asserted");
         line.set(false);
         behind.ioapic.write(0x40, &[PIN]);
-        assert_eq!(behind.arrivals(), []);
+        assert_eq!(behind.arrivals(), [0; 0]);
     }
 
     /// The manual: a level-triggered entry, whose end the local APIC reports by the vector that it saw.
@@ -354,7 +354,7 @@ mod tests {
         behind.set_entry(5, ENTRY ^ 1 << 64);
         behind.program(PIN, REMAPPABLE);
         behind.ioapic.line(PIN).unwrap().set(true);
-        assert_eq!(behind.arrivals(), []);
+        assert_eq!(behind.arrivals(), [0; 0]);
         let mut status = [0; 4];
         behind.unit.mmio_read(0x34, &mut status);
         assert_eq!(status[0] & 2, 2, "a fault is recorded");

@@ -86,9 +86,9 @@ fn states_that_no_unit_is_in_are_refused() {
 /// (name, profile of the unit that takes the state, what is named)
 #[test]
 fn another_profile_is_refused_by_name() {
-    let svm = Profile::svm(46);
+    let svm = Profile { interrupt_remapping: false, ..Profile::svm(46) }.settled();
     let rows = [
-        ("width", Profile::svm(39), "host address width"),
+        ("width", Profile { host_address_width: 39, ..svm }, "host address width"),
         ("1 GiB pages", Profile { one_gib_pages: false, ..svm }, "FS1GP"),
         ("PASID width", Profile { pasid_bits: 16, ..svm }, "PSS"),
         ("supervisor", Profile { supervisor: false, ..svm }, "SRS"),

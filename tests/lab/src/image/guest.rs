@@ -47,24 +47,44 @@ pub fn build_with_shell(cache: &Cache) -> Result<PathBuf> {
 /// A file cannot be read or written.
 pub fn with_modules(cache: &Cache, base: &Path, kernel: &str, modules: &Path) -> Result<PathBuf> {
     let target = cache.of_tree(&programs::workspace())?.join(format!("{kernel}.cpio"));
-    let mut bytes = Vec::new();
-    // Linux unpacks archives that stand one after the other, each at a multiple of four bytes.
-    for part in [base, modules] {
-        bytes.extend(std::fs::read(part).with_context(|| format!("cannot read {}", part.display()))?);
-    }
-    std::fs::write(&target, bytes).with_context(|| format!("cannot write {}", target.display()))?;
+    join(&[base, modules], &target)?;
     Ok(target)
 }
 
+/// An initial file system made of `base`, and in it the kernel `image` with `base` for what follows the kernel that
+/// runs; returns its path.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn with_next_kernel(cache: &Cache, base: &Path, image: &Path) -> Result<PathBuf> {
+    let folder = cache.of_tree(&programs::workspace())?;
+    let (boot, target) = (folder.join("next.boot.cpio"), folder.join("next.cpio"));
+    let mut archive = Archive::new();
+    archive.host_file("/boot/bzImage", image)?;
+    archive.host_file("/boot/initrd", base)?;
+    archive.write(&boot)?;
+    join(&[base, &boot], &target)?;
+    Ok(target)
+}
+
+/// Puts archives one after the other. Linux unpacks them in turn, each at a multiple of four bytes.
+fn join(parts: &[&Path], target: &Path) -> Result<()> {
+    let mut bytes = Vec::new();
+    for part in parts {
+        bytes.extend(std::fs::read(part).with_context(|| format!("cannot read {}", part.display()))?);
+    }
+    std::fs::write(target, bytes).with_context(|| format!("cannot write {}", target.display()))
+}
+
 fn programs_of_guest() -> Result<Archive> {
-    let init = programs::binary("guest", "guest-init")?;
-    let selftest = programs::binary("guest", "svm-selftest")?;
     let mut archive = Archive::new();
     for folder in ["proc", "sys", "tmp", "run"] {
         archive.folder(folder);
     }
-    archive.host_file("/init", &init)?;
-    archive.host_file("/bin/svm-selftest", &selftest)?;
+    archive.host_file("/init", &programs::binary("guest", "guest-init")?)?;
+    for name in ["svm-selftest", "iommufd-test", "disk-check"] {
+        archive.host_file(&format!("/bin/{name}"), &programs::binary("guest", name)?)?;
+    }
     Ok(archive)
 }
 

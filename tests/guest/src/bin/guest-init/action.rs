@@ -7,6 +7,8 @@ pub(crate) enum Action {
     Run(Vec<String>),
     /// Print the whole kernel log.
     KernelLog,
+    /// Print which remapping unit has which device.
+    Units,
     /// Power the machine off without a word on the exit port.
     PowerOff,
     /// Restart the machine.
@@ -19,6 +21,10 @@ pub(crate) enum Action {
     Exit(u32),
     /// Wait until the machine is stopped from outside.
     Sleep,
+    /// Start the kernel that the image holds, in place of the running one.
+    Kexec,
+    /// Go as far towards a hibernated machine as the kernel's test mode of this name does, and back.
+    Hibernate(String),
     /// The command line holds something that is none of the above.
     Unknown(String),
 }
@@ -35,14 +41,29 @@ fn one(value: &str) -> Action {
     let (verb, argument) = name.split_once(':').unwrap_or((name, ""));
     match (verb, argument) {
         ("dmesg", "") => Action::KernelLog,
+        ("units", "") => Action::Units,
         ("poweroff", "") => Action::PowerOff,
         ("reboot", "") => Action::Restart,
         ("panic", "") => Action::Panic,
         ("triple-fault", "") => Action::TripleFault,
         ("sleep", "") => Action::Sleep,
+        ("kexec", "") => Action::Kexec,
+        ("hibernate", mode @ ("devices" | "platform" | "processors" | "core")) => {
+            Action::Hibernate(mode.to_owned())
+        }
         ("exit", status) => status.parse().map_or_else(|_| Action::Unknown(value.to_owned()), Action::Exit),
         _ => Action::Unknown(value.to_owned()),
     }
+}
+
+/// The command line of the kernel that follows this one: what it is to run stands behind `svmm.next=`. Pure.
+pub(crate) fn next_command_line(command_line: &str) -> String {
+    let words = command_line.split_ascii_whitespace().filter(|word| !word.starts_with("svmm.run="));
+    let words = words.map(|word| match word.strip_prefix("svmm.next=") {
+        Some(action) => format!("svmm.run={action}"),
+        None => word.to_owned(),
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -57,12 +78,16 @@ mod tests {
             ("a program", "a svmm.run=/bin/x b", vec![run(&["/bin/x"])]),
             ("arguments", "svmm.run=/bin/x,--filter,a=b\n", vec![run(&["/bin/x", "--filter", "a=b"])]),
             ("order is kept", "svmm.run=/a svmm.run=@dmesg", vec![run(&["/a"]), Action::KernelLog]),
+            ("units", "svmm.run=@units", vec![Action::Units]),
             ("power off", "svmm.run=@poweroff", vec![Action::PowerOff]),
             ("restart", "svmm.run=@reboot", vec![Action::Restart]),
             ("panic", "svmm.run=@panic", vec![Action::Panic]),
             ("triple fault", "svmm.run=@triple-fault", vec![Action::TripleFault]),
             ("sleep", "svmm.run=@sleep", vec![Action::Sleep]),
             ("a status", "svmm.run=@exit:42", vec![Action::Exit(42)]),
+            ("another kernel", "svmm.run=@kexec", vec![Action::Kexec]),
+            ("hibernation", "svmm.run=@hibernate:core", vec![Action::Hibernate("core".into())]),
+            ("no test mode", "svmm.run=@hibernate:x", vec![Action::Unknown("@hibernate:x".into())]),
             ("no status", "svmm.run=@exit:", vec![Action::Unknown("@exit:".into())]),
             ("a strange verb", "svmm.run=@dance", vec![Action::Unknown("@dance".into())]),
             ("an argument too many", "svmm.run=@panic:now", vec![Action::Unknown("@panic:now".into())]),
@@ -70,5 +95,11 @@ mod tests {
         for (name, line, expected) in rows {
             assert_eq!(&parse(line), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn the_next_kernel_runs_what_is_next() {
+        let line = "console=ttyS0 svmm.run=/a svmm.run=@kexec svmm.next=/b,c svmm.next=@dmesg quiet\n";
+        assert_eq!(next_command_line(line), "console=ttyS0 svmm.run=/b,c svmm.run=@dmesg quiet");
     }
 }

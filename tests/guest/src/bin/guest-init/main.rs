@@ -8,12 +8,16 @@
 //! | --- | --- |
 //! | `PROGRAM,ARG,ARG` | runs the program; may be given several times, the first status that is not 0 counts |
 //! | `@dmesg` | prints the whole kernel log between the markers |
+//! | `@units` | prints which remapping unit has which device |
 //! | `@poweroff`, `@reboot`, `@panic`, `@triple-fault` | ends the machine that way |
 //! | `@exit:N` | passes N to the exit port |
 //! | `@sleep` | waits to be stopped |
+//! | `@kexec` | starts `/boot/bzImage` with `/boot/initrd` in place of the running kernel; `svmm.next=` becomes its `svmm.run=` |
+//! | `@hibernate:MODE` | suspends and resumes as `/sys/power/pm_test` has it: `devices`, `platform`, `processors`, `core` |
 //!
 //! Without `svmm.run=`: a shell if the image holds one, else the selftest. With the word
-//! `svmm.verbose` kernel messages keep reaching the console while programs run.
+//! `svmm.verbose` kernel messages keep reaching the console while programs run; with `svmm.unbound` the endpoint
+//! is left without a driver.
 //! After programs have run, the relevant part of the kernel log stands between
 //! `guest-init: klog begin` and `guest-init: klog end`.
 #![deny(unsafe_code)]
@@ -23,8 +27,9 @@ mod endpoint;
 mod klog;
 mod modules;
 mod sys;
+mod units;
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
@@ -60,8 +65,10 @@ fn main() {
     for line in modules::load_all() {
         println!("guest-init: module {line}");
     }
-    for line in endpoint::bind_all() {
-        println!("guest-init: endpoint {line}");
+    if !command_line.split_ascii_whitespace().any(|word| word == "svmm.unbound") {
+        for line in endpoint::bind_all() {
+            println!("guest-init: endpoint {line}");
+        }
     }
     let mut actions = action::parse(&command_line);
     if actions.is_empty() {
@@ -86,6 +93,7 @@ fn perform(actions: &[Action]) -> Option<u32> {
             Action::Run(words) => note(run(words)),
             Action::Exit(value) => note(*value),
             Action::KernelLog => print_log(str::to_owned),
+            Action::Units => units::list().iter().for_each(|line| println!("guest-init: {line}")),
             Action::PowerOff => finish(Ending::PowerOff),
             Action::Restart => finish(Ending::Restart),
             Action::TripleFault => {
@@ -97,6 +105,8 @@ fn perform(actions: &[Action]) -> Option<u32> {
                 println!("guest-init: the kernel did not panic: it needs CONFIG_MAGIC_SYSRQ");
             }
             Action::Sleep => sleep(),
+            Action::Kexec => println!("guest-init: kexec: {:#}", kexec()),
+            Action::Hibernate(mode) => note(hibernate(mode)),
             Action::Unknown(word) => {
                 println!("guest-init: svmm.run={word} is not understood");
                 note(NOT_UNDERSTOOD);
@@ -107,6 +117,40 @@ fn perform(actions: &[Action]) -> Option<u32> {
         print_log(klog::relevant);
     }
     status
+}
+
+/// Starts the kernel that the image holds; returns only when that cannot be.
+fn kexec() -> anyhow::Error {
+    let attempt = || -> Result<()> {
+        let open = |path| File::open(path).with_context(|| format!("cannot open {path}"));
+        let line = action::next_command_line(&fs::read_to_string("/proc/cmdline")?);
+        sys::kexec_load(&open("/boot/bzImage")?, &open("/boot/initrd")?, &line).context("kexec_file_load")
+    };
+    if let Err(error) = attempt() {
+        return error;
+    }
+    sys::drain_console();
+    sys::end(Ending::Kexec).into()
+}
+
+/// Suspends the machine as for hibernation, as far as `mode` says, and resumes it; 0 if the kernel did.
+fn hibernate(mode: &str) -> u32 {
+    let attempt = || -> Result<()> {
+        let write = |file: &str, text| fs::write(file, text).with_context(|| format!("cannot write {file}"));
+        write("/sys/power/pm_test", mode)?;
+        write("/sys/power/disk", "shutdown")?;
+        write("/sys/power/state", "disk")
+    };
+    match attempt() {
+        Ok(()) => {
+            println!("guest-init: resumed");
+            0
+        }
+        Err(error) => {
+            println!("guest-init: hibernation: {error:#}");
+            NOT_STARTED
+        }
+    }
 }
 
 fn default_action() -> Action {

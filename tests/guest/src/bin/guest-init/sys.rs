@@ -35,6 +35,8 @@ pub(crate) enum Ending {
     PowerOff,
     /// Restart.
     Restart,
+    /// Go on with the kernel that was loaded.
+    Kexec,
 }
 
 /// Ends the machine; returns only when the kernel refuses.
@@ -42,12 +44,23 @@ pub(crate) fn end(ending: Ending) -> io::Error {
     let command = match ending {
         Ending::PowerOff => libc::LINUX_REBOOT_CMD_POWER_OFF,
         Ending::Restart => libc::LINUX_REBOOT_CMD_RESTART,
+        Ending::Kexec => libc::LINUX_REBOOT_CMD_KEXEC,
     };
     // SAFETY: takes no pointer.
     unsafe { libc::sync() };
     // SAFETY: takes no pointer; what it does to the machine is its purpose.
     unsafe { libc::reboot(command) };
     io::Error::last_os_error()
+}
+
+/// Loads a kernel, its initial file system and its command line, to be started by [`Ending::Kexec`].
+pub(crate) fn kexec_load(kernel: &File, initrd: &File, command_line: &str) -> io::Result<()> {
+    let line = CString::new(command_line)?;
+    let (kernel, initrd, length) = (kernel.as_raw_fd(), initrd.as_raw_fd(), line.as_bytes_with_nul().len());
+    // SAFETY: the string is valid for its length, and the kernel only reads it.
+    let result =
+        unsafe { libc::syscall(libc::SYS_kexec_file_load, kernel, initrd, length, line.as_ptr(), 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Writes 32 bits to an I/O port.

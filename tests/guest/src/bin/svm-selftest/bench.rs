@@ -1,12 +1,12 @@
-//! What every case works with: the endpoint, random numbers, and plain expectations.
-
-use std::fmt;
+//! What every case works with: the endpoint and random numbers.
 
 use anyhow::{Result, ensure};
+pub(crate) use guest::expect::{ExpectedFault, faulted, requests, same, success};
+pub(crate) use guest::suite::Skip;
 
-use crate::endpoint::{Completion, Device, Endpoint, Operation, Queue, Reason, Status};
-use crate::model::{self, Random};
-use crate::sys::{Mapping, PAGE, PAGE_BYTES};
+use crate::endpoint::{Completion, Device, Endpoint, Operation, Queue};
+use crate::model::Random;
+use crate::sys::{Mapping, PAGE};
 
 /// The surroundings of a case.
 pub(crate) struct Bench<'a> {
@@ -17,18 +17,6 @@ pub(crate) struct Bench<'a> {
     /// Lines for whoever reads the output, without the leading `# `.
     pub(crate) notes: Vec<String>,
 }
-
-/// Why a case does not apply here.
-#[derive(Debug)]
-pub(crate) struct Skip(pub(crate) &'static str);
-
-impl fmt::Display for Skip {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.0)
-    }
-}
-
-impl std::error::Error for Skip {}
 
 impl Bench<'_> {
     /// Binds this process and enables queue 0.
@@ -87,65 +75,4 @@ impl Lane {
 /// A copy of all of `source` to the start of `destination`.
 pub(crate) fn copy_all(source: &Mapping, destination: &Mapping) -> Operation {
     Operation::copy(source.address(), destination.address(), source.len())
-}
-
-/// The operation succeeded and did all its bytes.
-pub(crate) fn success(completion: &Completion, length: usize) -> Result<()> {
-    let good = completion.status == Status::Success && completion.completed == length as u64;
-    ensure!(good, "expected success over {length:#x} bytes: {}", describe(completion));
-    Ok(())
-}
-
-/// What a fault should look like.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct ExpectedFault {
-    /// Some address in the page that is not accessible.
-    pub(crate) address: u64,
-    /// Whether writing it failed.
-    pub(crate) write: bool,
-    /// Bytes done before.
-    pub(crate) completed: u64,
-}
-
-/// The operation faulted, in that page, because the page is not accessible.
-pub(crate) fn faulted(completion: &Completion, expected: ExpectedFault) -> Result<()> {
-    let page = |address: u64| address & !(PAGE_BYTES - 1);
-    let good = completion.status == Status::Fault
-        && completion.reason == Reason::NotAccessible
-        && completion.write == expected.write
-        && completion.completed == expected.completed
-        && page(completion.fault_address) == page(expected.address);
-    ensure!(good, "expected {expected:x?}: {}", describe(completion));
-    Ok(())
-}
-
-/// Exactly this many page requests.
-pub(crate) fn requests(actual: u64, expected: usize) -> Result<()> {
-    ensure!(actual == expected as u64, "{actual} page requests, expected {expected}");
-    Ok(())
-}
-
-/// The bytes are the expected ones.
-pub(crate) fn same(what: &str, actual: &[u8], expected: &[u8]) -> Result<()> {
-    ensure!(actual.len() == expected.len(), "{what}: {} bytes, expected {}", actual.len(), expected.len());
-    let Some(at) = model::first_difference(actual, expected) else {
-        return Ok(());
-    };
-    let wrong = actual.iter().zip(expected).filter(|(a, b)| a != b).count();
-    anyhow::bail!(
-        "{what}: {wrong} of {} bytes wrong, the first at {at:#x}: {:#x}, expected {:#x}",
-        actual.len(),
-        actual[at],
-        expected[at]
-    )
-}
-
-fn describe(completion: &Completion) -> String {
-    let Completion { status, completed, page_requests, .. } = completion;
-    let end = format!("{status:?} after {completed:#x} bytes and {page_requests} page requests");
-    if *status != Status::Fault {
-        return end;
-    }
-    let access = if completion.write { "write" } else { "read" };
-    format!("{end}, {access} of {:#x}: {:?}", completion.fault_address, completion.reason)
 }

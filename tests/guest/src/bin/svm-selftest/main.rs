@@ -9,23 +9,19 @@
 
 mod bench;
 mod cases;
-mod endpoint;
-mod model;
 mod rehearsal;
-mod report;
-mod suite;
-mod sys;
-mod wait;
 
 use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
+use guest::suite::{self, Entry, Plan};
+use guest::{endpoint, model, report, sys, wait};
 
+use bench::Bench;
 use cases::{Case, Needs};
-use endpoint::{Endpoint, PciEndpoint};
+use endpoint::{Counters, Endpoint, PciEndpoint};
 use rehearsal::{Flaw, Rehearsal};
-use suite::Plan;
 
 /// Judges an SVM endpoint from inside a guest. Exit status: 0 all passed, 1 some failed, 2 could not run.
 #[derive(Parser)]
@@ -100,8 +96,31 @@ fn run(options: &Options) -> Result<bool> {
         return Ok(true);
     }
     ensure!(!chosen.is_empty(), "no case is called like that; --list lists them");
-    let cases: Vec<Case> = (0..options.repeat).flat_map(|_| chosen.iter().copied()).collect();
-    suite::run(endpoint.as_ref(), &Plan { cases, seed: options.seed, json: options.json })
+    let registers = endpoint.peek()?;
+    let entries = (0..options.repeat).flat_map(|_| chosen.iter()).map(|case| entry(endpoint.as_ref(), case));
+    suite::run(&Plan {
+        program: "svm-selftest",
+        entries: entries.collect(),
+        seed: options.seed,
+        json: options.json,
+        page_requests: &|| Ok(Counters::read(registers.as_ref()).page_requests),
+    })
+}
+
+fn entry<'a>(endpoint: &'a dyn Endpoint, case: &Case) -> Entry<'a> {
+    let run = case.run;
+    let work = move |seed, notes: &mut Vec<String>| {
+        let mut bench = Bench { endpoint, random: model::Random::new(seed), notes: std::mem::take(notes) };
+        let outcome = run(&mut bench);
+        *notes = bench.notes;
+        outcome
+    };
+    Entry {
+        name: case.name,
+        needs_page_requests: case.needs == Needs::PageRequests,
+        provokes: case.provokes,
+        work: Box::new(work),
+    }
 }
 
 fn choose(options: &Options) -> Vec<Case> {

@@ -63,6 +63,11 @@ pub(super) const STEPS: &[Step] = &[
         work: Work::Cargo(&["test", "--workspace", "--exclude", "svmm-tests"], None),
     },
     Step {
+        name: "race",
+        about: "threads against each other, in every order that a scheduler finds",
+        work: Work::Cargo(&["race"], None),
+    },
+    Step {
         name: "expect",
         about: "unit tests of the guest tests' library",
         work: Work::Cargo(&["test", "--package", "svmm-tests", "--lib"], None),

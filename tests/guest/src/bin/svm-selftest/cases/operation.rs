@@ -74,7 +74,7 @@ fn fill(bench: &mut Bench<'_>) -> Result<()> {
     let lane = bench.lane()?;
     for &(_, to, length) in SHAPES {
         let (destination, mut expected) = bench.resident(16)?;
-        let pattern = bench.random.next();
+        let pattern = bench.random.bits();
         requests(lane.counted(&Operation::fill(destination.at(to), length, pattern), length)?, 0)?;
         expected[to..to + length].copy_from_slice(&model::fill(pattern, length));
         same(&format!("{length:#x} bytes at {to:#x}"), &destination.read_all(), &expected)?;

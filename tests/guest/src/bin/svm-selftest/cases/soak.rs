@@ -28,7 +28,7 @@ fn discard_under_way(bench: &mut Bench<'_>) -> Result<()> {
     for round in 0..ROUNDS {
         destination.discard(0..PAGE)?;
         let ticket = lane.queue.start(&copy_all(&source, &destination));
-        let mut random = Random::new(bench.random.next());
+        let mut random = Random::new(bench.random.bits());
         while lane.queue.poll(ticket).is_none() {
             let page = random.below(PAGES);
             let pages = page * PAGE..(page + 1 + random.below(PAGES - page)) * PAGE;
@@ -66,7 +66,7 @@ enum Chore {
 fn soak(bench: &mut Bench<'_>) -> Result<()> {
     let lane = bench.lane()?;
     let memory = fresh(ARENA_PAGES)?;
-    let random = Random::new(bench.random.next());
+    let random = Random::new(bench.random.bits());
     let mut arena = Arena { memory: &memory, model: vec![0; memory.len()], random };
     let before = lane.device.counters();
     thread::scope(|scope| {
@@ -120,7 +120,7 @@ impl Arena<'_> {
                 (Operation::copy(from, to, length), length, 0)
             }
             2 | 3 => {
-                let pattern = random.next();
+                let pattern = random.bits();
                 self.model[destination..destination + length].copy_from_slice(&model::fill(pattern, length));
                 (Operation::fill(to, length, pattern), length, 0)
             }

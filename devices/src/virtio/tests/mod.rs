@@ -1,0 +1,6 @@
+mod faults;
+mod hostile;
+mod requests;
+mod resets;
+mod rig;
+mod transport;

@@ -1,0 +1,58 @@
+//! A kernel takes over from another, and a machine is suspended and resumed: the unit goes along.
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::collections::BTreeSet;
+
+use svmm_tests::expect::{KernelLog, Tap};
+use svmm_tests::guest::{Guest, Outcome};
+
+/// A few cases that need page requests, invalidations, and interrupts.
+const SHORT: &str =
+    "/bin/svm-selftest,--filter,demand-fault,--filter,discard,--filter,interrupt,--filter,operation";
+
+/// Runs of the selftest on a console, each with what follows it.
+fn runs(outcome: &Outcome) -> Vec<&str> {
+    const START: &str = "TAP version 14\n";
+    outcome.console.match_indices(START).map(|(at, _)| &outcome.console[at..]).collect()
+}
+
+/// So many runs of the selftest, all green, and a kernel that does not complain.
+fn judge(outcome: &Outcome, expected: usize) {
+    assert_eq!(outcome.code, 0, "{}", outcome.tail());
+    let runs = runs(outcome);
+    assert_eq!(runs.len(), expected, "{}", outcome.tail());
+    for run in runs {
+        let tap = Tap::parse(run).unwrap();
+        assert_eq!(tap.failed(), BTreeSet::new(), "{}", outcome.tail());
+        assert!(tap.totals.page_requests > 0, "{}", outcome.tail());
+    }
+    assert_eq!(outcome.kernel_log().unwrap().complaints(), [""; 0]);
+}
+
+/// The first kernel has used the unit when the second one starts, which finds and uses it anew.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn another_kernel_takes_over() {
+    let guest = Guest::new().run(SHORT).run("@kexec").then(SHORT).then("@dmesg");
+    let outcome = guest.boot().unwrap();
+    assert_eq!(outcome.console.matches("guest-init: up after").count(), 2, "{}", outcome.tail());
+    judge(&outcome, 2);
+    // The second kernel's own log, not the first one's.
+    let (_, second) = outcome.console.rsplit_once("guest-init: up after").unwrap();
+    let log = KernelLog::parse(second).unwrap();
+    assert!(log.says("DMAR: Intel(R) Virtualization Technology for Directed I/O"), "{}", outcome.tail());
+    assert_eq!(log.complaints(), [""; 0]);
+}
+
+/// Everything that hibernation suspends is suspended and resumed, the unit last and first; the image itself is not
+/// written.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn suspends_and_resumes() {
+    let guest = Guest::new().run(SHORT).run("@hibernate:core").run(SHORT).run("@dmesg");
+    let outcome = guest.boot().unwrap();
+    assert!(outcome.console.contains("guest-init: resumed"), "{}", outcome.tail());
+    judge(&outcome, 2);
+    let log = outcome.kernel_log().unwrap();
+    assert!(log.says("PM: hibernation: Basic memory bitmaps freed"), "{}", outcome.tail());
+}

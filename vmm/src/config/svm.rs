@@ -1,0 +1,80 @@
+//! `--svm`: the SVM endpoints.
+
+use devices::svm::SvmConfig;
+use devices::svm::spec::{DEPTH_LOG2, MAX_QUEUES};
+
+use super::complaint::Complaint;
+use super::units::{Placement, UnitSpec};
+use crate::layout::slot::MAX_ENDPOINTS;
+
+/// An SVM endpoint to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SvmSpec {
+    /// The endpoint itself.
+    pub(crate) config: SvmConfig,
+    /// Its unit; there is one.
+    pub(crate) placement: Placement,
+}
+
+/// All endpoints.
+pub(super) fn parse_all(values: &[String], units: &[UnitSpec]) -> Result<Vec<SvmSpec>, Complaint> {
+    if !values.is_empty() && units.is_empty() {
+        return Err(Complaint::new("--svm", "the endpoint works behind a VT-d unit only", "give --iommu on"));
+    }
+    if values.len() > MAX_ENDPOINTS {
+        let thing = format!("--svm given {} times", values.len());
+        return Err(Complaint::new(thing, "too many", format_args!("give at most {MAX_ENDPOINTS}")));
+    }
+    let parse = |value: &String| {
+        let (placement, rest) = Placement::take(value, "--svm", units)?;
+        Ok(SvmSpec { config: parse(&rest)?, placement })
+    };
+    values.iter().map(parse).collect()
+}
+
+fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
+    let mut config = SvmConfig::default();
+    for option in options {
+        let complaint = |reason: &str, remedy: &str| {
+            Complaint::new(format_args!("--svm option '{option}'"), reason, remedy)
+        };
+        let Some((key, value)) = option.split_once('=') else {
+            return Err(complaint("no value", "give key=value, such as queues=8"));
+        };
+        let number = |max: u16| {
+            let wanted: Option<u16> = value.parse().ok().filter(|n| (1..=max).contains(n));
+            wanted.ok_or_else(|| complaint("not a number in range", &format!("give 1 to {max}")))
+        };
+        let switch = || match value {
+            "on" => Ok(true),
+            "off" => Ok(false),
+            _ => Err(complaint("neither on nor off", "give on or off")),
+        };
+        match key {
+            "queues" => config.queues = u8::try_from(number(MAX_QUEUES.into())?).unwrap_or(MAX_QUEUES),
+            "depth" => {
+                config.depth_log2 = depth_log2(value)
+                    .ok_or_else(|| complaint("not a depth", "give a power of two from 2 to 1024"))?
+            }
+            "ats" => config.ats = switch()?,
+            "pri" => config.pri = switch()?,
+            _ => {
+                return Err(complaint(
+                    "unknown",
+                    "known are queues, depth, ats, pri, iommu, rmrr-mib and satc",
+                ));
+            }
+        }
+    }
+    if config.pri && !config.ats {
+        return Err(Complaint::new("--svm pri=on", "page requests need ATS", "give ats=on, or pri=off too"));
+    }
+    Ok(config)
+}
+
+/// The logarithm of a depth that queues can have. **Pure.**
+fn depth_log2(value: &str) -> Option<u8> {
+    let depth: u32 = value.parse().ok().filter(|depth: &u32| depth.is_power_of_two())?;
+    let log2 = u8::try_from(depth.trailing_zeros()).ok()?;
+    DEPTH_LOG2.contains(&log2).then_some(log2)
+}
