@@ -1,4 +1,5 @@
-//! The Intel VT-d model: a remapping hardware unit as a guest's driver sees it, in scalable mode.
+//! The Intel VT-d model: a remapping hardware unit as a guest's driver sees it, in legacy and
+//! scalable mode.
 //!
 //! # Architecture
 //!
@@ -6,8 +7,8 @@
 //! [`iommu_core::Translator`] for the functions behind it. It knows no hypervisor, no bus, no file and no thread:
 //! a VMM hands it guest memory and an interrupt sink, forwards accesses to its register page, and attaches
 //! endpoints. Decoding and walking are pure functions of their arguments and of guest memory; effects are the
-//! unit's. No table entry and no PASID is cached here: translations are cached by the ports
-//! ([`iommu_core::Port`]), which the unit visits when it invalidates.
+//! unit's. Translations are cached by the ports ([`iommu_core::Port`]), which the unit visits when it invalidates;
+//! entries of tables in caches of the unit's own.
 //!
 //! # Chapters of the manual
 //!
@@ -35,12 +36,11 @@
 //!
 //! # What it doesn't implement
 //!
-//! Root tables in legacy mode, second-stage and nested translation: none is
-//! offered in the capability registers, and tables that ask for them block the request with the manual's fault.
-//! Neither are snapshots, hosts behind the unit ([`iommu_core::HostIommu`]), performance monitoring, enhanced
-//! and virtual commands, MTRRs, protected memory regions, abort-DMA mode, host permission tables and PASIDs in
-//! translated requests. Completion errors and time-outs of device-TLBs (ICE, ITE) are never raised: endpoints
-//! complete.
+//! Hosts behind the unit ([`iommu_core::HostIommu`]), host permission tables, I/O permissions in second stages,
+//! memory types and MTRRs, protected memory regions, performance monitoring, enhanced and virtual commands: none is
+//! offered in the capability registers. PASIDs in translated requests are judged, but no profile offers them. The
+//! "no snoop" flag of a translation is not told to devices: accesses to memory are always coherent. Completion
+//! errors and time-outs of device-TLBs (ICE, ITE) are never raised: endpoints complete.
 #![forbid(unsafe_code)]
 
 mod answer;
