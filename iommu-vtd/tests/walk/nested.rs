@@ -234,8 +234,7 @@ fn a_write_that_the_second_stage_forbids_leaves_the_first_stage_clean() {
 fn a_page_that_the_first_stage_forbids_to_write_stays_clean_in_the_second() {
     let memory = memory();
     let world = World::new(&memory);
-    let spaces =
-        spaces(&world, (4, 4), (PageSize::Size4K, flags::USER), (PageSize::Size4K, flags::SECOND));
+    let spaces = spaces(&world, (4, 4), (PageSize::Size4K, flags::USER), (PageSize::Size4K, flags::SECOND));
     world.pasid(PROCESS).edit(0, |word| word | PasidWord0::ssade_mask());
     let found = world.ask(&translation(write(), false)).unwrap();
     assert_eq!(found.permissions, Permissions { read: true, write: false });
