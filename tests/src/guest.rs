@@ -61,6 +61,7 @@ pub struct Guest {
     memory_mib: u64,
     svm: Option<String>,
     elf: bool,
+    kernel: Option<(PathBuf, PathBuf)>,
     next_kernel: bool,
     disks: Vec<String>,
     options: Vec<String>,
@@ -82,6 +83,7 @@ impl Guest {
             memory_mib: 512,
             svm: Some(String::new()),
             elf: false,
+            kernel: None,
             next_kernel: false,
             disks: Vec::new(),
             options: Vec::new(),
@@ -144,6 +146,13 @@ impl Guest {
         self
     }
 
+    /// Boots another kernel, with the initial file system that goes with it.
+    #[must_use]
+    pub fn kernel(mut self, image: PathBuf, initrd: PathBuf) -> Self {
+        self.kernel = Some((image, initrd));
+        self
+    }
+
     /// Puts a kernel into the initial file system, and `what` is the thing to do when that runs.
     #[must_use]
     pub fn then(mut self, what: &str) -> Self {
@@ -174,10 +183,12 @@ impl Guest {
             line.push_str(word);
         }
         let kernel = if self.elf { &materials.vmlinux } else { &materials.kernel };
+        let initrd = if self.next_kernel { &materials.next_initrd } else { &materials.initrd };
+        let (kernel, initrd) =
+            self.kernel.as_ref().map_or((kernel, initrd), |(kernel, initrd)| (kernel, initrd));
         let mut arguments: Vec<OsString> = vec!["run".into()];
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
         option("--kernel", kernel.into());
-        let initrd = if self.next_kernel { &materials.next_initrd } else { &materials.initrd };
         option("--initrd", initrd.into());
         option("--cmdline", line.into());
         option("--cpus", self.cpus.to_string().into());

@@ -52,13 +52,23 @@ impl NestedIommu {
     pub fn new(kernel: Arc<dyn Kernel>) -> Result<Self, HostError> {
         let objects = Objects::new(kernel);
         let ioas = Arc::new(Ioas::new(&objects)?);
-        Ok(Self {
+        Ok(Self::over(ioas))
+    }
+
+    /// For the devices behind another unit of the same guest. Memory is shared: mapped, pinned and charged once.
+    #[must_use]
+    pub fn sibling(&self) -> Self {
+        Self::over(self.ioas.clone())
+    }
+
+    fn over(ioas: Arc<Ioas>) -> Self {
+        Self {
             delivery: Mutex::default(),
             bindings: Mutex::default(),
             cookies: Mutex::default(),
+            objects: ioas.objects().clone(),
             ioas,
-            objects,
-        })
+        }
     }
 
     /// The address space, for memory that comes and goes.
@@ -193,14 +203,18 @@ impl NestedIommu {
         let mut count = 0;
         for record in records {
             count += 1;
-            let source = self.source_of(record.dev_id);
-            let request = page_request(&record, source.unwrap_or(SourceId(0)));
+            let Some(source) = self.source_of(record.dev_id) else {
+                // It went together with all that it asked; the kernel should not have kept this.
+                result = result.and(Cookies::refuse(&queue, &record));
+                continue;
+            };
+            let request = page_request(&record, source);
             let name = GroupName::of(&request);
             if request.last {
                 // Before the model has it: the guest may be quick.
                 self.cookies.lock().expect(&queue, name, record.cookie);
             }
-            let wanted = source.is_some() && source != give_up;
+            let wanted = give_up != Some(source);
             let outcome = if wanted { model.page_request(&request) } else { PageRequestOutcome::Dropped };
             let code = match outcome {
                 PageRequestOutcome::Queued => continue,

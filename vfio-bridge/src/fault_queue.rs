@@ -145,6 +145,14 @@ impl Cookies {
         self.send_kept(queue)
     }
 
+    /// Answers a record of no device that is known.
+    pub(crate) fn refuse(queue: &FaultQueue, record: &FaultRecord) -> Result<(), HostError> {
+        if record.flags & FaultRecord::LAST_PAGE == 0 {
+            return Ok(());
+        }
+        send(queue, &FaultResponse { cookie: record.cookie, code: FaultResponse::INVALID })
+    }
+
     /// Gives up every group of a device that is waiting.
     pub(crate) fn give_up(&mut self, queue: &FaultQueue, source: SourceId) -> Result<(), HostError> {
         let unsent = &mut self.unsent;

@@ -147,6 +147,13 @@ fn invalidations_reach_what_they_name_in_one_call_each() {
             vec![],
             vec![1, 99],
         ),
+        (
+            "lower of two PASIDs",
+            scope(Scope::Pasid { domain: other, pasid: Pasid::ZERO }),
+            1,
+            vec![],
+            vec![1, 2, 99],
+        ),
         ("domain", scope(Scope::Domain(one)), 1, vec![1, 2, 99], vec![]),
         ("page of domain", scope(Scope::DomainRange { domain: one, range: page(1) }), 1, vec![1, 99], vec![]),
         ("other domain", scope(Scope::Domain(other)), 2, vec![], vec![1, 2, 99]),
@@ -271,6 +278,27 @@ fn a_quick_guest_is_heard() {
     check_nothing_left(&bench.kernel);
 }
 
+/// A device may put PASID 0 before a request; to the host that is a request without PASID, but the guest is told.
+#[test]
+fn requests_with_pasid_0_go_with_those_without() {
+    let bench = Bench::new(1);
+    bench.set((0, None), &first(1, 0x1000)).unwrap();
+    let answered = bench.kernel.request_pages(0, Some(0), 3, &[0x1000]);
+    bench.deliver();
+    assert_eq!(bench.guest.page_requests.lock()[0].pasid, Some(Pasid::ZERO));
+    bench.respond((0, Some(0)), 3, ResponseCode::Success).unwrap();
+    assert_eq!(bench.kernel.audit().groups[answered], [SUCCESS]);
+    let open = bench.kernel.request_pages(0, Some(0), 4, &[0x1000]);
+    bench.deliver();
+    bench.set((0, None), &first(1, 0x2000)).unwrap();
+    let next = bench.kernel.request_pages(0, None, 4, &[0x1000]);
+    bench.deliver();
+    bench.respond((0, Some(0)), 4, ResponseCode::Success).unwrap();
+    assert_eq!(bench.kernel.audit().groups[open], [Answer::Kernel]);
+    assert_eq!(bench.kernel.audit().groups[next], [], "the cookie is another group's now");
+    bench.finish();
+}
+
 /// A cookie whose attachment went is never written, though the kernel gives its number to the next group.
 #[test]
 fn cookies_of_a_detached_table_are_forgotten() {
@@ -356,6 +384,24 @@ fn units_that_share_no_page_table_get_their_own() {
     }
     assert_eq!(kernel.audit().objects["nested"], 2);
     drop(host);
+    check_nothing_left(&kernel);
+}
+
+#[test]
+fn the_guests_units_share_its_memory() {
+    let kernel = FakeKernel::new();
+    let host = NestedIommu::new(Arc::new(kernel.clone())).unwrap();
+    let sibling = host.sibling();
+    host.add_device(source(0), Box::new(kernel.add_device(0))).unwrap();
+    host.add_memory(&memory()).unwrap();
+    sibling.add_device(source(0), Box::new(kernel.add_device(1))).unwrap();
+    assert_eq!((kernel.audit().objects["IOAS"], kernel.count(Call::IoasMap)), (1, 2));
+    sibling.set_domain(source(0), None, &PASS).unwrap();
+    assert_eq!([0, 1].map(|n| kernel.hardware(n, None)), [Hardware::Blocked, Hardware::Parent]);
+    // Whichever goes first leaves the other what it needs.
+    drop(host);
+    sibling.set_domain(source(0), Some(Pasid::truncate(5)), &first(1, 0x1000)).unwrap();
+    drop(sibling);
     check_nothing_left(&kernel);
 }
 

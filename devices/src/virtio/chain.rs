@@ -4,7 +4,11 @@ use iommu_core::{Iova, Session};
 use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryBackend;
 
-use super::ring::Mistake;
+use super::stop::Mistake;
+
+/// Most buffers of a chain. A driver may make none that is longer than its queue (§2.7.5.3.1), but some that shrink
+/// their queue do.
+pub const MOST_BUFFERS: u16 = 1024;
 
 /// A buffer of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,19 +71,16 @@ pub struct Chain {
 }
 
 impl Chain {
-    /// Reads a chain of at most `limit` buffers, inside the session that `chain` came from.
+    /// Reads a chain of at most [`MOST_BUFFERS`] buffers, inside the session that `chain` came from.
     ///
     /// # Errors
     /// It cannot be read, or is no chain that a driver may make.
-    pub fn read<M: GuestMemoryBackend>(
-        mut chain: DescriptorChain<&Session<'_, M>>,
-        limit: u16,
-    ) -> Result<Self, Mistake> {
+    pub fn read<M: GuestMemoryBackend>(mut chain: DescriptorChain<&Session<'_, M>>) -> Result<Self, Mistake> {
         let mut read =
             Self { head: chain.head_index(), readable: Segments::default(), writable: Segments::default() };
         // The iterator also ends where it finds something wrong; then the last buffer had said that another follows.
         let mut more = true;
-        for descriptor in chain.by_ref().take(usize::from(limit) + 1) {
+        for descriptor in chain.by_ref().take(usize::from(MOST_BUFFERS) + 1) {
             let segment = Segment { address: Iova(descriptor.addr().0), len: descriptor.len() };
             match descriptor.is_write_only() {
                 true => read.writable.push(segment),
@@ -92,7 +93,7 @@ impl Chain {
             return Err(Mistake::Memory(fault.address()));
         }
         let count = read.readable.list.len() + read.writable.list.len();
-        if more || count > usize::from(limit) { Err(Mistake::Chain) } else { Ok(read) }
+        if more || count > usize::from(MOST_BUFFERS) { Err(Mistake::Chain) } else { Ok(read) }
     }
 }
 

@@ -11,14 +11,11 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::common::Setup;
 use super::spec::{IsrStatus, NO_VECTOR};
+use super::stop::Gone;
 use crate::pci::FunctionBase;
 
 /// The permission to touch memory or to interrupt. Never held while waiting.
 pub type Gate<'a> = MutexGuard<'a, ()>;
-
-/// The device was reset, or goes away: what was to be done is not wanted any more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gone;
 
 /// What the worker is to do.
 pub struct Work {
@@ -196,13 +193,23 @@ impl Core {
         Ok(())
     }
 
-    /// The device gives up until it is reset, and tells the driver. Nothing, if the epoch is over.
+    /// The worker gives up until the device is reset, and tells the driver. Nothing, if the epoch is over.
     pub fn give_up(&self, epoch: u64) {
-        let Ok(_gate) = self.enter(epoch) else { return };
+        if let Ok(_gate) = self.enter(epoch) {
+            // A reset may have come in between; it waits for the gate before it is done.
+            self.set_needs_reset(|state| state.epoch == epoch);
+        }
+    }
+
+    /// There is nobody to serve the device as it was just started. Not for the worker.
+    pub fn give_up_at_once(&self) {
+        self.set_needs_reset(|_| true);
+    }
+
+    fn set_needs_reset(&self, holds: impl FnOnce(&State) -> bool) {
         let vector = {
             let mut state = self.state.lock();
-            // A reset may have come in between; it waits for the gate before it is done.
-            state.needs_reset = state.epoch == epoch;
+            state.needs_reset = holds(&state);
             state.config_vector
         };
         self.isr.fetch_or(IsrStatus::DEFAULT.with_configuration(true).raw_value(), Ordering::AcqRel);

@@ -2,7 +2,7 @@
 
 use super::chain::Chain;
 use super::lane::Lane;
-use super::ring::Stop;
+use super::stop::Stop;
 
 /// What a device shows of itself. It does not change.
 #[derive(Clone, Debug)]

@@ -6,25 +6,11 @@ use iommu_core::{Port, SESSION_LIMIT_BYTES, Session};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use super::chain::Segments;
-use super::core::{Core, Gone};
+use super::core::Core;
+use super::stop::{Denied, Gone};
 
 /// Most bytes that one call may move.
 pub const MOST_BYTES: usize = SESSION_LIMIT_BYTES / 2;
-
-/// Why data did not move.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Denied {
-    /// The device was reset.
-    Gone,
-    /// Not all of it could be accessed. The IOMMU has recorded why, if it was its decision.
-    Fault,
-}
-
-impl From<Gone> for Denied {
-    fn from(_: Gone) -> Self {
-        Self::Gone
-    }
-}
 
 /// The way of one start of a device into guest memory.
 pub struct Lane<M> {

@@ -10,6 +10,7 @@
 //! | [`chain`] | a descriptor chain, read and checked |
 //! | [`lane`] | DMA of the running device, session by session |
 //! | [`ring`] | one split virtqueue |
+//! | [`stop`] | why a device stops what it is at |
 //! | [`worker`] | the thread that serves all queues of a device |
 //! | [`device`] | what a kind of device gives: a description, and a service for its chains |
 //! | [`pci`] | the PCI function |
@@ -52,6 +53,7 @@ pub mod lane;
 pub mod pci;
 pub mod ring;
 pub mod spec;
+pub mod stop;
 mod worker;
 
 pub use device::{Description, Service};

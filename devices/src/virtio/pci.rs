@@ -90,8 +90,8 @@ impl VirtioFunction {
         }))
     }
 
-    /// Sees that the worker's thread runs.
-    fn start_worker(&self) {
+    /// Sees that the worker's thread runs; `false`: there is none to be had.
+    fn start_worker(&self) -> bool {
         let mut worker = self.worker.lock();
         match std::mem::replace(&mut *worker, WorkerThread::None) {
             WorkerThread::Waiting(run) => {
@@ -103,14 +103,18 @@ impl VirtioFunction {
             }
             other => *worker = other,
         }
+        matches!(*worker, WorkerThread::Running(_))
     }
 
     fn act(&self, effect: Effect) {
         match effect {
             Effect::Reset => self.core.reset(),
             Effect::Start(setup) => {
-                self.start_worker();
-                self.core.start(setup);
+                if self.start_worker() {
+                    self.core.start(setup);
+                } else {
+                    self.core.give_up_at_once();
+                }
             }
             Effect::ConfigVector(vector) => self.core.set_config_vector(vector),
             Effect::QueueVector(queue, vector) => self.core.set_queue_vector(queue, vector),

@@ -7,62 +7,13 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, Permission
 
 use super::chain::Chain;
 use super::common::QueuePlace;
-use super::core::Gone;
-use super::lane::{Denied, Lane};
+use super::lane::Lane;
+use super::stop::{Mistake, Stop};
 
 /// Bytes of a descriptor, of an entry of the available ring, and of one of the used ring (§2.7).
 const ENTRY: (usize, usize, usize) = (16, 2, 8);
 /// Bytes of a ring beside its entries: flags, index, event index.
 const RING_HEAD: usize = 6;
-
-/// What a driver did that the device cannot go on after.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Mistake {
-    /// No queue can be so.
-    #[error("size or alignment of a queue")]
-    Place,
-    /// A ring, a table of descriptors or a request's status cannot be accessed.
-    #[error("no access at {0}")]
-    Memory(Iova),
-    /// More is available than the queue holds.
-    #[error("available index out of range")]
-    Index,
-    /// Empty, too long, cut off, or a buffer to be read behind one to be written.
-    #[error("malformed descriptor chain")]
-    Chain,
-}
-
-/// Why a queue is not served any longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// The device was reset.
-    Gone,
-    /// It has to give up.
-    Mistake(Mistake),
-}
-
-impl From<Gone> for Stop {
-    fn from(_: Gone) -> Self {
-        Self::Gone
-    }
-}
-
-impl From<Mistake> for Stop {
-    fn from(mistake: Mistake) -> Self {
-        Self::Mistake(mistake)
-    }
-}
-
-impl Stop {
-    /// What it means that something at `address` could not be accessed that the device cannot do without.
-    #[must_use]
-    pub fn of(denied: Denied, address: Iova) -> Self {
-        match denied {
-            Denied::Gone => Self::Gone,
-            Denied::Fault => Self::Mistake(Mistake::Memory(address)),
-        }
-    }
-}
 
 /// A queue in use.
 pub(super) struct Ring {
@@ -92,7 +43,7 @@ impl Ring {
         Ok(lane.session(|session| {
             check(queue, session)?;
             let next = queue.iter(session).map_err(|error| mistake(&error, session))?.next();
-            let chain = next.map(|chain| Chain::read(chain, queue.size())).transpose()?;
+            let chain = next.map(Chain::read).transpose()?;
             if chain.is_none() { unless_fault(session).map(|()| None) } else { Ok(chain) }
         })??)
     }

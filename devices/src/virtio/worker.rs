@@ -9,8 +9,9 @@ use super::common::Setup;
 use super::core::Core;
 use super::device::Service;
 use super::lane::Lane;
-use super::ring::{Mistake, Ring, Stop};
+use super::ring::Ring;
 use super::spec::feature;
+use super::stop::{Mistake, Stop};
 
 /// A device's worker.
 pub(super) struct Worker<M, S> {

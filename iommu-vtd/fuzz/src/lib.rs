@@ -7,6 +7,6 @@ mod bench;
 mod input;
 mod watched;
 
-pub use bench::{Bench, LAYOUT, Layout, RESTING};
+pub use bench::{Bench, LAYOUT, Layout, profile};
 pub use input::{Offset, PageRequestInput, RequestInput};
 pub use watched::Watched;

@@ -48,6 +48,9 @@ impl<M: TableMemory> Unit<M> {
         if command.srtp() && (self.capability.cap().esrtps() || other_mode) || command.te() != status.te() {
             self.invalidate_all();
         }
+        if command.te() != status.te() {
+            log::info!("translation {}, {:?} tables", if command.te() { "on" } else { "off" }, root.mode());
+        }
         if status.te() && !command.te() {
             self.clear_device_tlbs();
         }

@@ -13,8 +13,8 @@ use super::spec::{
 };
 use crate::virtio::chain::Chain;
 use crate::virtio::device::{Description, Service};
-use crate::virtio::lane::{Denied, Lane, MOST_BYTES};
-use crate::virtio::ring::{Mistake, Stop};
+use crate::virtio::lane::{Lane, MOST_BYTES};
+use crate::virtio::stop::{Denied, Mistake, Stop};
 
 const HEADER: u64 = size_of::<Header>() as u64;
 const DISCARD_SEGMENT: u64 = size_of::<DiscardSegment>() as u64;

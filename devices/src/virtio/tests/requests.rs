@@ -179,6 +179,26 @@ fn indirect_tables_work() {
     assert_eq!(rig.peek(DATA + 0x2000, 256), sector(5)[..256]);
 }
 
+/// A driver that shrinks its queue may still make the chains that it made for a longer one.
+#[test]
+fn indirect_tables_may_be_longer_than_the_queue() {
+    for (name, pieces, status) in [("longer than the queue", 64_u16, 0xf), ("too long", 1023, 0x4f)] {
+        let mut rig = Rig::new();
+        rig.poke(BUFFERS, header(READ, 0).as_bytes());
+        let piece = |n: u16| (DATA + u64::from(n) * 8, 8, true);
+        let mut buffers: Vec<Buffer> = vec![(BUFFERS, 16, false)];
+        buffers.extend((0..pieces).map(piece));
+        buffers.push((BUFFERS + 0x100, 1, true));
+        rig.chain(BUFFERS + 0x4000, 0, u16::MAX, &buffers);
+        let len = u32::try_from(buffers.len() * 16).unwrap();
+        rig.descriptor(DESCRIPTORS, 0, (BUFFERS + 0x4000, len, false), (4, 0));
+        rig.offer(0);
+        rig.kick();
+        until(name, || rig.used_index() == 1 || rig.status() != 0xf);
+        assert_eq!(rig.status(), status, "{name}");
+    }
+}
+
 #[test]
 fn a_queue_goes_round_many_times() {
     let mut rig = Rig::new();

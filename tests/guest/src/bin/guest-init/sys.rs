@@ -63,6 +63,13 @@ pub(crate) fn kexec_load(kernel: &File, initrd: &File, command_line: &str) -> io
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Lets the kernel use a disk as swap.
+pub(crate) fn swap_on(disk: &str) -> io::Result<()> {
+    let disk = CString::new(disk)?;
+    // SAFETY: the string is NUL-terminated and outlives the call.
+    check(unsafe { libc::swapon(disk.as_ptr(), 0) }).map(drop)
+}
+
 /// Writes 32 bits to an I/O port.
 pub(crate) fn write_port(port: u16, value: u32) -> io::Result<()> {
     // SAFETY: takes no pointer; grants this process four ports.
