@@ -65,11 +65,13 @@ fn a_wide_message_address_is_an_ordinary_write() {
     assert_eq!(bench.send(SOURCE, wide), Seen::Nothing);
 }
 
+/// Name, control register, what raises the event.
+type Event = (&'static str, u64, fn(&Bench));
+
 /// The upper address registers take part, or logical ids from cluster 1 on are not reached.
 #[test]
 fn event_addresses_are_64_bits_wide_and_never_remapped() {
-    // (name, control register, what raises the event)
-    let rows: [(&str, u64, fn(&Bench)); 2] = [
+    let rows: [Event; 2] = [
         ("fault", 0x38, |bench| assert!(matches!(bench.send(SOURCE, to_entry(1)), Seen::Fault(0x22, ..)))),
         ("invalidation completed", 0xa0, |bench| {
             bench.submit(0x15, IRE);

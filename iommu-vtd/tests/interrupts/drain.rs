@@ -29,13 +29,14 @@ type Step = fn(&Bench);
 #[test]
 fn nothing_old_arrives_after_the_change_is_done() {
     let rows: [(&str, Step); 3] = [
-        ("invalidation", |bench| bench.submit(ALL, IRE)),
+        ("invalidation", Bench::kick),
         ("remapping off", |bench| bench.command(0)),
         ("new table", |bench| bench.set_table(crate::bench::OTHER_TABLE | 0xf, IRE)),
     ];
     for (name, step) in rows {
         let bench = Arc::new(Bench::on(&profile(), true));
         bench.set_entry(1, entry(0x31, 3));
+        bench.prepare(ALL, IRE);
         let ((arrived, hears), (lets_go, release)) = (channel(), channel());
         let slow = Slow { arrived: Mutex::new(arrived), release: Mutex::new(release) };
         let unit = bench.unit.clone();
