@@ -103,7 +103,7 @@ pub(crate) struct RunArgs {
     #[arg(long = "disk", value_name = "PATH")]
     pub(crate) disks: Vec<String>,
     /// Add a DMA engine that is a device of the ACPI namespace instead of a PCI function, with the options of all
-    /// devices. May be given up to 4 times
+    /// devices. Linux takes it behind units in legacy mode only. May be given up to 4 times
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) acpi_dma: Vec<String>,
     /// A VT-d unit: PRESET[,OPTION=VALUE...], or off. May be given up to 8 times; the first has every device that
