@@ -58,6 +58,7 @@ impl Materials {
 #[derive(Clone, Debug)]
 pub struct Guest {
     cpus: u32,
+    apic_id_step: u32,
     memory_mib: u64,
     svm: Option<String>,
     elf: bool,
@@ -80,6 +81,7 @@ impl Guest {
     pub fn new() -> Self {
         Self {
             cpus: 1,
+            apic_id_step: 1,
             memory_mib: 512,
             svm: Some(String::new()),
             elf: false,
@@ -95,6 +97,13 @@ impl Guest {
     #[must_use]
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// Distance of the vCPUs' APIC ids.
+    #[must_use]
+    pub fn apic_id_step(mut self, step: u32) -> Self {
+        self.apic_id_step = step;
         self
     }
 
@@ -192,6 +201,9 @@ impl Guest {
         option("--initrd", initrd.into());
         option("--cmdline", line.into());
         option("--cpus", self.cpus.to_string().into());
+        if self.apic_id_step != 1 {
+            option("--apic-id-step", self.apic_id_step.to_string().into());
+        }
         option("--memory-mib", self.memory_mib.to_string().into());
         option("--serial", "stdio".into());
         for disk in &self.disks {

@@ -86,6 +86,9 @@ pub(crate) struct RunArgs {
     /// Virtual CPUs, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub(crate) cpus: u32,
+    /// Distance of the CPUs' APIC ids. Ids from 255 on take an x2APIC, and interrupt remapping to reach them
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    pub(crate) apic_id_step: u32,
     /// Guest memory in MiB, a multiple of 2
     #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true)]
     pub(crate) memory_mib: u64,

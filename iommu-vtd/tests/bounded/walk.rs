@@ -18,6 +18,8 @@ fn cases() -> u64 {
 }
 
 fn request(dice: &mut Dice, legacy: bool) -> Request {
+    // Mostly one that every directory has.
+    let pasid_bits = dice.pick(&[13, 13, 13, 20]);
     let with_pasid = !legacy && dice.below(4) != 0;
     let address = match dice.below(8) {
         0 => dice.roll(),
@@ -26,7 +28,7 @@ fn request(dice: &mut Dice, legacy: bool) -> Request {
     };
     Request {
         source: SourceId(u16::try_from(dice.below(0x1_0000)).unwrap()),
-        pasid: with_pasid.then(|| Pasid::truncate(u32::try_from(dice.below(1 << 13)).unwrap())),
+        pasid: with_pasid.then(|| Pasid::truncate(u32::try_from(dice.below(1 << pasid_bits)).unwrap())),
         address: Iova(address),
         access: dice.pick(&[Access::Read, Access::Write, Access::Atomic, Access::ZeroLengthRead]),
         address_type: dice.pick(&[

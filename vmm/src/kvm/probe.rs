@@ -162,7 +162,7 @@ fn guest(kvm: &Kvm) -> Result<(Vm, kvm_ioctls::VcpuFd), Error> {
     let protocol = Protocol::Linux64;
     regs::write_tables(&ram, protocol).map_err(no_memory)?;
     let vm = Vm::new(kvm, ram)?;
-    let place = Place { apic_id: 0, cpus: 1 };
+    let place = Place::ALONE;
     let paging = Paging { five_level: false, gib_pages: true };
     let vcpu = vm.create_vcpu(place, paging, Some(&Entry { address: low::END, protocol }))?;
     Ok((vm, vcpu))

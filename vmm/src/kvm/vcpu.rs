@@ -238,7 +238,7 @@ mod tests {
             };
             let ram = allocate(2 << 20).unwrap();
             let vm = Vm::new(&kvm, ram.clone()).unwrap();
-            let place = Place { apic_id: 0, cpus: 1 };
+            let place = Place::ALONE;
             let fd = vm.create_vcpu(place, Paging { five_level: false, gib_pages: true }, None).unwrap();
             let notes = Arc::new(Notes(Mutex::default(), Arc::new(Ending::new().unwrap())));
             Some(Self { vm, ram, fd, notes, ioapic: None, end_of_interrupt: Box::new(|_| ()) })
