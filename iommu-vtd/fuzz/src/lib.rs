@@ -2,6 +2,7 @@
 //!
 //! A target's input is a list of steps. What is judged besides "no panic, and every call comes back" stands in
 //! the targets: promises that hold for any guest.
+#![forbid(unsafe_code)]
 
 mod bench;
 mod input;

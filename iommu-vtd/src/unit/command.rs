@@ -28,7 +28,8 @@ impl<M: TableMemory> Unit<M> {
     /// translation is not reported off before in-flight DMA has drained.
     pub(super) fn command(&self, command: GlobalCommand) {
         let _turn = self.turn.lock();
-        let command = self.offered(command);
+        let queue = command.qie() && self.capability.ecap().qi();
+        let command = self.offered(command.with_qie(queue));
         let mut state = self.state.lock();
         let status = state.file.get(GSTS);
         let before = self.root();

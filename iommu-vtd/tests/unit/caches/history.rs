@@ -285,7 +285,7 @@ proptest! {
 /// number in place and the descriptors follow. Each answer is one that was put in place after, or by, the last
 /// invalidation that was complete when the question began.
 fn race(driver: &Driver<'_>, pasid: u32, write: impl Fn(u64), descriptors: &[(u64, u64)]) {
-    const ROUNDS: u64 = 100;
+    const ROUNDS: u64 = 60;
     let machine = driver.machine;
     let (done, stop) = (AtomicU64::new(0), AtomicBool::new(false));
     let stale = Mutex::new(None);

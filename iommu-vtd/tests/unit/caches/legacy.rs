@@ -1,12 +1,15 @@
 //! The effect of invalidations under legacy tables, by descriptor and by register (§6.5.1).
 
-use iommu_core::{Gpa, SourceId};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use iommu_core::{Access, Gpa, Iova, SourceId};
 use iommu_vtd::Profile;
 use iommu_vtd::spec::context::LegacyTranslationType;
 use iommu_vtd::testkit::{AddressSpace, PageSize, Tables, flags};
 
 use super::world::{Probe, all_but, survivors, survivors_in_ports};
-use crate::driver::{Driver, Machine, Memory, QIE, TE};
+use crate::driver::{Driver, GCMD, GSTS, Machine, Memory, QIE, RING, SRTP, TE};
 
 const CCMD: u64 = 0x28;
 const IVA: u64 = 0xf0;
@@ -46,7 +49,7 @@ fn spaces<'t, 'm>(tables: &'t Tables<'m, Memory>) -> [AddressSpace<'t, 'm, Memor
         }
     }
     for (_, source, domain) in FUNCTIONS {
-        let kind = LegacyTranslationType::DeviceTlb;
+        let kind = LegacyTranslationType::Untranslated;
         tables.legacy_context(SourceId(source), kind, domain, &spaces[usize::from(domain) - 1]);
     }
     spaces
@@ -211,4 +214,59 @@ fn what_is_refused_drops_nothing() {
         assert_eq!(machine.read64(register), value & !(1 << 63), "{name}");
         assert_eq!(left, ALL, "{name}");
     }
+}
+
+/// A unit without a queue has none that could be enabled, and so registers always invalidate.
+#[test]
+fn without_a_queue_registers_invalidate() {
+    let profile = Profile { queued_invalidation: false, ..Profile::legacy(46) }.settled();
+    let machine = Machine::with(&profile);
+    let (driver, tables) = booted(&machine, false);
+    for (offset, value) in [(0x88, 0x20), (0x90, RING), (0xa0, 0)] {
+        machine.write64(offset, value);
+        assert_eq!(machine.read64(offset), 0, "{offset:#x}");
+    }
+    machine.write32(GCMD, TE | QIE);
+    assert_eq!(machine.read32(GSTS), TE | SRTP);
+    let probes = probes(&spaces(&tables), 2);
+    let left = survivors(&machine, &probes, || invalidate(&driver, false, &ROWS[1]));
+    assert_eq!(left, all_but(&probes, ROWS[1].4));
+}
+
+/// One CPU invalidates by register while another switches the queue. Each command completes, and is carried out or
+/// refused as a whole.
+#[test]
+fn commands_and_register_invalidations_take_turns() {
+    let machine = machine();
+    let (_driver, tables) = booted(&machine, false);
+    let space = &spaces(&tables)[0];
+    let mut port = machine.dma_of(SourceId(0x18)).port();
+    let mut cached = || port.session(None).translate(Iova(HERE), Access::Read).map(|hit| hit.gpa.0);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for queue in (0..).map(|n| n % 2) {
+                machine.write32(GCMD, TE | (QIE * queue));
+                if stop.load(Ordering::Relaxed) {
+                    return;
+                }
+            }
+        });
+        let (mut served, mut round) = (0, 0);
+        while served < 200 {
+            round += 1;
+            let page = PAGE + ((round % 256) << 12);
+            space.edit(HERE, 1, |_| page | flags::SECOND);
+            machine.write64(IOTLB, 1 << 63 | 1 << 60);
+            match machine.read64(IOTLB) {
+                refused if refused == 1 << 60 => {}
+                done => {
+                    assert_eq!(done, 1 << 60 | 1 << 57);
+                    assert_eq!(cached(), Ok(page));
+                    served += 1;
+                }
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
 }
