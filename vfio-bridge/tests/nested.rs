@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use std::sync::Arc;
 use vfio_bridge::NestedIommu;
 use vfio_bridge::kernel::HwInfo;
-use vfio_bridge::testkit::{Answer, Call, FULL_INFO, FakeKernel, Hardware, config_space};
+use vfio_bridge::testkit::{Answer, Call, FULL_INFO, Failure, FakeKernel, Hardware, config_space};
 
 const SUCCESS: Answer = Answer::Written(0);
 const INVALID: Answer = Answer::Written(1);
@@ -451,6 +451,14 @@ fn memory_is_mapped_whole_and_not_over_interrupts() {
     let part = IovaRange::new(0, 0xfff).unwrap();
     assert_eq!(Errno::from_io_error(&bench.host.ioas().unmap(part).unwrap_err().source), Some(Errno::NOENT));
     bench.host.ioas().unmap(whole).unwrap();
+    let calls = bench.kernel.count(Call::IoasUnmap);
+    assert_eq!(Errno::from_io_error(&bench.host.ioas().unmap(whole).unwrap_err().source), Some(Errno::NOENT));
+    assert_eq!(bench.kernel.count(Call::IoasUnmap), calls, "the host is not asked for what is gone");
+    let high = IovaRange::new(1 << 32, (1 << 32) + 0xffff).unwrap();
+    bench.kernel.fail(Failure::next(Call::IoasUnmap, Errno::BUSY));
+    bench.host.ioas().unmap(high).unwrap_err();
+    bench.kernel.fail(Failure::next(Call::IoasUnmap, Errno::NOENT));
+    bench.host.ioas().unmap(high).unwrap();
     let over: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0xfee0_f000), 0x2000)]).unwrap();
     let refused = bench.host.add_memory(&over).unwrap_err();
     assert_eq!(Errno::from_io_error(&refused.source), Some(Errno::ADDRINUSE));
