@@ -98,6 +98,12 @@ impl Capability {
         self.cap.sagaw().value()
     }
 
+    /// Widest table that is offered in bits, the largest AGAW: so much of an address fault records hold.
+    #[must_use]
+    pub fn largest_table_width(&self) -> u32 {
+        self.second_stage_widths().checked_ilog2().map_or(self.first_stage_bits(), |bit| 30 + 9 * bit)
+    }
+
     /// Widest second stage in scalable mode, or in legacy mode if there is no other; 0: there is none.
     #[must_use]
     pub fn second_stage_bits(&self) -> u32 {

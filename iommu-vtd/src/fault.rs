@@ -75,7 +75,8 @@ impl FaultLog {
 /// The record of a fault.
 fn layout(capability: &Capability, origin: Origin, fault: &Fault) -> (FaultRecordLow, FaultRecordHigh) {
     let request = &fault.request;
-    let address_mask = u64::MAX >> (64 - capability.guest_address_width());
+    // Of the largest AGAW, not of MGAW, which may be wider where pass-through reaches further.
+    let address_mask = u64::MAX.checked_shr(64 - capability.largest_table_width()).unwrap_or_default();
     let (address_type, reads) = match request.address_type {
         AddressType::Untranslated => (0, false),
         // A read on the bus, whatever it asks for.
@@ -191,6 +192,23 @@ mod tests {
 
         fn status(&self) -> u64 {
             self.read(0x34) & 0xffff_ffff
+        }
+    }
+
+    /// (name, what is offered, the topmost bit of a recorded address)
+    #[test]
+    fn addresses_are_as_wide_as_the_widest_table() {
+        let rows = [
+            ("MGAW is HAW", Profile::svm(52), 47),
+            ("MGAW is the table's", Profile::svm(46), 47),
+            ("39 bits", Profile { address_width: 39, ..Profile::legacy(46) }, 38),
+            ("57 bits", Profile::full(46).with_address_width(57), 56),
+        ];
+        for (name, profile, top) in rows {
+            let capability = Capability::new(&profile).unwrap();
+            let mut bench = Bench { capability, file: RegisterFile::new(&capability), ..Bench::new() };
+            let _ = bench.record(Origin::Request, write_to(u64::MAX >> 12));
+            assert_eq!(bench.read(0x220), (2 << top) - 4096, "{name}");
         }
     }
 

@@ -14,6 +14,11 @@ use vm_memory::{
 };
 
 /// Guest memory as tables are read from it. Words are 64 bits, little-endian in memory.
+///
+/// Called from any thread and with any lock of the unit held: an implementer takes no lock under which the unit
+/// is called, blocks for nothing, and calls nobody. What lies at an address may change while it is read, by CPUs of
+/// the guest or by another call of these methods; where there is memory at all does not change under a running guest.
+/// There are no errors: an address without memory is an answer, and the guest's fault.
 pub trait TableMemory: Send + Sync {
     /// Where the last read was. Tables of one guest lie close together, so a walk hands it from read to read.
     type Hint<'a>: Copy + Default

@@ -93,6 +93,8 @@ impl<L> Register<L> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Present {
     Always,
+    /// With ECAP.QI.
+    Queue,
     /// With ECAP.IR.
     Remapping,
     /// With ECAP.PRS.
@@ -154,15 +156,15 @@ table! {
     FEDATA: u32,                    0x03c, 0, bits(15, 0), 0, 0, Always;
     FEADDR: u32,                    0x040, 0, bits(31, 2), 0, 0, Always;
     FEUADDR: u32,                   0x044, 0, bits(31, 0), 0, 0, Always;
-    IQH: QueueOffset,               0x080, 0, 0, 0, 0, Always;
-    IQT: QueueOffset,               0x088, 0, bits(18, 4), 0, 0, Always;
-    IQA: QueueAddress,              0x090, 0, PAGES | bits(11, 11) | bits(2, 0), 0, 0, Always;
-    ICS: CompletionStatus,          0x09c, 0, 0, bits(0, 0), 0, Always;
-    IECTL: EventControl,            0x0a0, IM, IM, 0, 0, Always;
-    IEDATA: u32,                    0x0a4, 0, bits(15, 0), 0, 0, Always;
-    IEADDR: u32,                    0x0a8, 0, bits(31, 2), 0, 0, Always;
-    IEUADDR: u32,                   0x0ac, 0, bits(31, 0), 0, 0, Always;
-    IQERCD: QueueErrorRecord,       0x0b0, 0, 0, 0, 0, Always;
+    IQH: QueueOffset,               0x080, 0, 0, 0, 0, Queue;
+    IQT: QueueOffset,               0x088, 0, bits(18, 4), 0, 0, Queue;
+    IQA: QueueAddress,              0x090, 0, PAGES | bits(11, 11) | bits(2, 0), 0, 0, Queue;
+    ICS: CompletionStatus,          0x09c, 0, 0, bits(0, 0), 0, Queue;
+    IECTL: EventControl,            0x0a0, IM, IM, 0, 0, Queue;
+    IEDATA: u32,                    0x0a4, 0, bits(15, 0), 0, 0, Queue;
+    IEADDR: u32,                    0x0a8, 0, bits(31, 2), 0, 0, Queue;
+    IEUADDR: u32,                   0x0ac, 0, bits(31, 0), 0, 0, Queue;
+    IQERCD: QueueErrorRecord,       0x0b0, 0, 0, 0, 0, Queue;
     // EIME is reserved without ECAP.EIM; so it has no row of its own.
     IRTA: TableAddress,             0x0b8, 0, PAGES | EIME | bits(3, 0), 0, 0, Remapping;
     PQH: PageQueueOffset,           0x0c0, 0, bits(18, 5), 0, 0, PageRequests;
@@ -307,6 +309,7 @@ impl RegisterFile {
     fn has(&self, row: &Row) -> bool {
         match row.present {
             Present::Always => true,
+            Present::Queue => self.capability.ecap().qi(),
             Present::Remapping => self.capability.ecap().ir(),
             Present::PageRequests => self.capability.prs(),
         }

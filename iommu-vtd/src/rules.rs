@@ -74,7 +74,7 @@ impl Rules {
             version: VERSION >> 4,
             host_bits,
             guest_bits: u32::from(cap.mgaw().value()) + 1,
-            pasid_bits: u32::from(ecap.pss().value()) + 1,
+            pasid_bits: (u32::from(ecap.pss().value()) + 1).min(iommu_core::Pasid::BITS),
             identity_bits: if huge { 30 } else { 21 },
             scalable: ecap.smts(),
             abort_dma: ecap.adms(),

@@ -15,7 +15,7 @@
 //!    `turn` only,
 //! 6. `endpoints`, and `state` (register file, fault log, page request queue): leaves. Nothing is called with
 //!    them held but guest memory and the interrupt sink,
-//! 7. the turn of [`crate::cache`], taken by invalidations while they drop entries: nothing is called with it,
+//! 7. the turn of `cache`, taken by invalidations while they drop entries: nothing is called with it,
 //! 8. host objects.
 //!
 //! [`Translator::translate`] takes no lock at all, [`Translator::report`] leaves only, and

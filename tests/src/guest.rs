@@ -58,9 +58,11 @@ impl Materials {
 #[derive(Clone, Debug)]
 pub struct Guest {
     cpus: u32,
+    apic_id_step: u32,
     memory_mib: u64,
     svm: Option<String>,
     elf: bool,
+    kernel: Option<(PathBuf, PathBuf)>,
     next_kernel: bool,
     disks: Vec<String>,
     options: Vec<String>,
@@ -79,9 +81,11 @@ impl Guest {
     pub fn new() -> Self {
         Self {
             cpus: 1,
+            apic_id_step: 1,
             memory_mib: 512,
             svm: Some(String::new()),
             elf: false,
+            kernel: None,
             next_kernel: false,
             disks: Vec::new(),
             options: Vec::new(),
@@ -93,6 +97,13 @@ impl Guest {
     #[must_use]
     pub fn cpus(mut self, cpus: u32) -> Self {
         self.cpus = cpus;
+        self
+    }
+
+    /// Distance of the vCPUs' APIC ids.
+    #[must_use]
+    pub fn apic_id_step(mut self, step: u32) -> Self {
+        self.apic_id_step = step;
         self
     }
 
@@ -144,6 +155,13 @@ impl Guest {
         self
     }
 
+    /// Boots another kernel, with the initial file system that goes with it.
+    #[must_use]
+    pub fn kernel(mut self, image: PathBuf, initrd: PathBuf) -> Self {
+        self.kernel = Some((image, initrd));
+        self
+    }
+
     /// Puts a kernel into the initial file system, and `what` is the thing to do when that runs.
     #[must_use]
     pub fn then(mut self, what: &str) -> Self {
@@ -174,13 +192,18 @@ impl Guest {
             line.push_str(word);
         }
         let kernel = if self.elf { &materials.vmlinux } else { &materials.kernel };
+        let initrd = if self.next_kernel { &materials.next_initrd } else { &materials.initrd };
+        let (kernel, initrd) =
+            self.kernel.as_ref().map_or((kernel, initrd), |(kernel, initrd)| (kernel, initrd));
         let mut arguments: Vec<OsString> = vec!["run".into()];
         let mut option = |name: &str, value: OsString| arguments.extend([name.into(), value]);
         option("--kernel", kernel.into());
-        let initrd = if self.next_kernel { &materials.next_initrd } else { &materials.initrd };
         option("--initrd", initrd.into());
         option("--cmdline", line.into());
         option("--cpus", self.cpus.to_string().into());
+        if self.apic_id_step != 1 {
+            option("--apic-id-step", self.apic_id_step.to_string().into());
+        }
         option("--memory-mib", self.memory_mib.to_string().into());
         option("--serial", "stdio".into());
         for disk in &self.disks {

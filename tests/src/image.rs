@@ -28,6 +28,16 @@ impl Image {
         Ok(Self(path))
     }
 
+    /// As [`Image::new`], of `bytes` zeros that take no room.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn blank(name: &str, bytes: u64) -> std::io::Result<Self> {
+        let path = std::env::temp_dir().join(format!("svmm-{name}-{}.img", std::process::id()));
+        std::fs::File::create(&path)?.set_len(bytes)?;
+        Ok(Self(path))
+    }
+
     /// Its path, as `--disk` takes it.
     #[must_use]
     pub fn text(&self) -> String {

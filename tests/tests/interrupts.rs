@@ -47,3 +47,13 @@ fn remapping_off() {
     let log = outcome.kernel_log().unwrap();
     assert!(!log.says("Enabled IRQ remapping"), "{}", outcome.tail());
 }
+
+/// Ids 0, 200 and 400: the last CPU is reached by nothing but x2APIC messages of 32 bits.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn ids_beyond_255() {
+    let outcome = green(&Guest::new().cpus(3).apic_id_step(200).run("@dmesg"));
+    let log = outcome.kernel_log().unwrap();
+    assert!(log.says(X2APIC), "{}", outcome.tail());
+    assert!(log.says("Brought up 1 node, 3 CPUs"), "{}", outcome.tail());
+}

@@ -22,6 +22,9 @@ fn passes(guest: &Guest, program: &str) -> Tap {
     assert_eq!(outcome.code, 0, "{}", outcome.tail());
     assert_eq!(outcome.kernel_log().unwrap().complaints(), [""; 0]);
     println!("{} cases, {} page requests, {:?}", tap.cases.len(), tap.totals.page_requests, outcome.elapsed);
+    for line in outcome.console.lines().filter(|line| line.starts_with("ok ") || line.starts_with('#')) {
+        println!("{line}");
+    }
     tap
 }
 
@@ -32,4 +35,36 @@ fn iommufd_full_profile() {
     let tap = passes(&guest(), PROGRAM);
     assert_eq!(tap.skipped(), BTreeSet::new());
     assert!(tap.case("fault-resumes").unwrap().page_requests > 0);
+}
+
+/// Without a device-TLB every access goes to the unit, which translates and caches by itself.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn iommufd_without_device_tlb() {
+    let tap = passes(&guest().svm("ats=off"), &format!("{PROGRAM},--no-pri"));
+    assert_eq!(tap.skipped(), BTreeSet::new());
+    assert_eq!(tap.totals.page_requests, 0);
+}
+
+/// The cases about fault queues can fail: without PRI each of them does, and no other.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn iommufd_without_page_requests() {
+    let program = format!("{PROGRAM},--filter,fault,--filter,request,--filter,identify");
+    let outcome = guest().svm("pri=off").run(&program).boot().unwrap();
+    let tap = outcome.tap().unwrap();
+    assert_eq!(tap.failed(), tap.totals.need_page_requests, "{}", outcome.tail());
+    assert!(tap.failed().len() > 5 && tap.cases.len() > tap.failed().len(), "{}", outcome.tail());
+    assert_eq!(tap.totals.page_requests, 0);
+}
+
+/// A unit with a first stage only: no nesting and no dirty tracking, and the rest works.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn iommufd_first_stage_only() {
+    let tap = passes(&guest().iommu("svm"), PROGRAM);
+    let skipped = tap.skipped();
+    assert!(skipped.contains("nested") && skipped.contains("dirty-second-stage"), "{skipped:?}");
+    assert!(!skipped.contains("address-space-page-request"), "{skipped:?}");
+    assert!(tap.cases.len() > skipped.len() + 5, "{skipped:?}");
 }

@@ -101,3 +101,40 @@ fn last_of(domain: DomainId, pasid: Pasid) -> TableKey {
     let table = VtdS1 { flags: u64::MAX, pgtbl_addr: u64::MAX, addr_width: u32::MAX, reserved: u32::MAX };
     TableKey { domain, pasid, table, faults: true, parent: usize::MAX }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::hwpt::NestParent;
+    use crate::ioas::Ioas;
+    use crate::object::Objects;
+    use crate::testkit::YesKernel;
+
+    /// A guest that binds, invalidates and unbinds without ever waiting takes no room.
+    #[test]
+    fn tables_that_went_leave_nothing_to_flush() {
+        let objects = Objects::new(Arc::new(YesKernel::default()));
+        let ioas = Arc::new(Ioas::new(&objects).unwrap());
+        let parent = Arc::new(NestParent::new(&ioas, ObjectId(1), true).unwrap());
+        let mut tables = Tables::default();
+        for root in 1..100 {
+            let key = TableKey { table: VtdS1 { pgtbl_addr: root << 12, ..KEY.table }, ..KEY };
+            tables.acquire(key, || Nested::new(&parent, ObjectId(1), &key.table, None)).unwrap();
+            tables.note(&Invalidation::ALL);
+            tables.note(&Invalidation::ALL);
+            assert_eq!(tables.dirty.len(), 1);
+            tables.release(&key);
+            assert!(tables.dirty.is_empty() && tables.tables.is_empty());
+        }
+    }
+
+    const KEY: TableKey = TableKey {
+        domain: DomainId(1),
+        pasid: Pasid::ZERO,
+        table: VtdS1 { flags: 0, pgtbl_addr: 0, addr_width: 48, reserved: 0 },
+        faults: false,
+        parent: 0,
+    };
+}

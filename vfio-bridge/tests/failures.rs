@@ -226,6 +226,7 @@ fn without_failures_nothing_fails() {
     drop(machine);
     check_nothing_left(&kernel);
     assert_eq!(kernel.audit().stale_responses, 0);
+    assert_eq!(kernel.audit().busy, 0, "children go first");
 }
 
 const ERRNOS: [Errno; 5] = [Errno::IO, Errno::BUSY, Errno::INVAL, Errno::NOMEM, Errno::OPNOTSUPP];
@@ -394,6 +395,38 @@ fn answers_are_kept_until_they_are_taken() {
         groups.map(|g| kernel.audit().groups[g].clone()),
         [[Answer::Written(0)], [Answer::Written(0)]]
     );
+    drop(machine);
+    check_nothing_left(&kernel);
+}
+
+/// The kernel answered by itself and says so: nothing is wrong, and nothing is kept.
+#[test]
+fn answers_that_come_too_late_are_no_errors() {
+    let kernel = FakeKernel::new();
+    let mut machine = Machine::new(&kernel).unwrap();
+    machine.host.add_device(source(0), Box::new(kernel.add_device(0))).unwrap();
+    machine.set((0, Some(5)), first(1, 0x1000));
+    kernel.request_pages(0, Some(5), 3, &[0x1000]);
+    machine.deliver();
+    kernel.fail(Failure::next(Call::FaultWrite, Errno::INVAL));
+    machine.respond((0, Some(5)), 3);
+    machine.respond((0, Some(5)), 3);
+    assert_eq!((machine.errors, kernel.count(Call::FaultWrite)), (0, 1));
+    drop(machine);
+    check_nothing_left(&kernel);
+}
+
+/// An object that the kernel would not let go is gone with the next one.
+#[test]
+fn what_is_lost_is_found_again() {
+    let kernel = FakeKernel::new();
+    let mut machine = Machine::new(&kernel).unwrap();
+    machine.host.add_device(source(0), Box::new(kernel.add_device(0))).unwrap();
+    kernel.fail(Failure::next(Call::Destroy, Errno::BUSY));
+    for (root, left) in [(0x1000, 1), (0x2000, 2), (0x3000, 1)] {
+        machine.set((0, Some(5)), first(1, root));
+        assert_eq!(kernel.audit().objects["nested"], left, "table at {root:#x}");
+    }
     drop(machine);
     check_nothing_left(&kernel);
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use std::sync::Arc;
 use vfio_bridge::NestedIommu;
 use vfio_bridge::kernel::HwInfo;
-use vfio_bridge::testkit::{Answer, Call, FULL_INFO, FakeKernel, Hardware, config_space};
+use vfio_bridge::testkit::{Answer, Call, FULL_INFO, Failure, FakeKernel, Hardware, config_space};
 
 const SUCCESS: Answer = Answer::Written(0);
 const INVALID: Answer = Answer::Written(1);
@@ -147,6 +147,13 @@ fn invalidations_reach_what_they_name_in_one_call_each() {
             vec![],
             vec![1, 99],
         ),
+        (
+            "lower of two PASIDs",
+            scope(Scope::Pasid { domain: other, pasid: Pasid::ZERO }),
+            1,
+            vec![],
+            vec![1, 2, 99],
+        ),
         ("domain", scope(Scope::Domain(one)), 1, vec![1, 2, 99], vec![]),
         ("page of domain", scope(Scope::DomainRange { domain: one, range: page(1) }), 1, vec![1, 99], vec![]),
         ("other domain", scope(Scope::Domain(other)), 2, vec![], vec![1, 2, 99]),
@@ -269,6 +276,27 @@ fn a_quick_guest_is_heard() {
     bench.guest.on_page_request(|_, _| PageRequestOutcome::Dropped);
     drop(host);
     check_nothing_left(&bench.kernel);
+}
+
+/// A device may put PASID 0 before a request; to the host that is a request without PASID, but the guest is told.
+#[test]
+fn requests_with_pasid_0_go_with_those_without() {
+    let bench = Bench::new(1);
+    bench.set((0, None), &first(1, 0x1000)).unwrap();
+    let answered = bench.kernel.request_pages(0, Some(0), 3, &[0x1000]);
+    bench.deliver();
+    assert_eq!(bench.guest.page_requests.lock()[0].pasid, Some(Pasid::ZERO));
+    bench.respond((0, Some(0)), 3, ResponseCode::Success).unwrap();
+    assert_eq!(bench.kernel.audit().groups[answered], [SUCCESS]);
+    let open = bench.kernel.request_pages(0, Some(0), 4, &[0x1000]);
+    bench.deliver();
+    bench.set((0, None), &first(1, 0x2000)).unwrap();
+    let next = bench.kernel.request_pages(0, None, 4, &[0x1000]);
+    bench.deliver();
+    bench.respond((0, Some(0)), 4, ResponseCode::Success).unwrap();
+    assert_eq!(bench.kernel.audit().groups[open], [Answer::Kernel]);
+    assert_eq!(bench.kernel.audit().groups[next], [], "the cookie is another group's now");
+    bench.finish();
 }
 
 /// A cookie whose attachment went is never written, though the kernel gives its number to the next group.
@@ -423,6 +451,14 @@ fn memory_is_mapped_whole_and_not_over_interrupts() {
     let part = IovaRange::new(0, 0xfff).unwrap();
     assert_eq!(Errno::from_io_error(&bench.host.ioas().unmap(part).unwrap_err().source), Some(Errno::NOENT));
     bench.host.ioas().unmap(whole).unwrap();
+    let calls = bench.kernel.count(Call::IoasUnmap);
+    assert_eq!(Errno::from_io_error(&bench.host.ioas().unmap(whole).unwrap_err().source), Some(Errno::NOENT));
+    assert_eq!(bench.kernel.count(Call::IoasUnmap), calls, "the host is not asked for what is gone");
+    let high = IovaRange::new(1 << 32, (1 << 32) + 0xffff).unwrap();
+    bench.kernel.fail(Failure::next(Call::IoasUnmap, Errno::BUSY));
+    bench.host.ioas().unmap(high).unwrap_err();
+    bench.kernel.fail(Failure::next(Call::IoasUnmap, Errno::NOENT));
+    bench.host.ioas().unmap(high).unwrap();
     let over: GuestMemoryMmap = GuestMemoryMmap::from_ranges(&[(GuestAddress(0xfee0_f000), 0x2000)]).unwrap();
     let refused = bench.host.add_memory(&over).unwrap_err();
     assert_eq!(Errno::from_io_error(&refused.source), Some(Errno::ADDRINUSE));

@@ -86,6 +86,9 @@ pub(crate) struct RunArgs {
     /// Virtual CPUs, 1 to 64
     #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
     pub(crate) cpus: u32,
+    /// Distance of the CPUs' APIC ids. Ids from 255 on take an x2APIC, and interrupt remapping to reach them
+    #[arg(long, value_name = "N", default_value_t = 1, allow_negative_numbers = true)]
+    pub(crate) apic_id_step: u32,
     /// Guest memory in MiB, a multiple of 2
     #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true)]
     pub(crate) memory_mib: u64,
@@ -100,7 +103,7 @@ pub(crate) struct RunArgs {
     #[arg(long = "disk", value_name = "PATH")]
     pub(crate) disks: Vec<String>,
     /// Add a DMA engine that is a device of the ACPI namespace instead of a PCI function, with the options of all
-    /// devices. May be given up to 4 times
+    /// devices. Linux takes it behind units in legacy mode only. May be given up to 4 times
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) acpi_dma: Vec<String>,
     /// A VT-d unit: PRESET[,OPTION=VALUE...], or off. May be given up to 8 times; the first has every device that

@@ -8,6 +8,7 @@ mod svm;
 mod units;
 
 use crate::cli::RunArgs;
+use crate::cpus::Cpus;
 use crate::layout::{LOW_RAM_LIMIT, low};
 
 pub(crate) use complaint::{Complaint, reasons};
@@ -36,7 +37,7 @@ pub(crate) struct Config {
     /// Kernel command line, no NUL in it, not longer than kernel and place take.
     pub(crate) cmdline: String,
     /// vCPUs, 1 to [`MAX_CPUS`].
-    pub(crate) cpus: u32,
+    pub(crate) cpus: Cpus,
     /// RAM in bytes, a multiple of 2 MiB.
     pub(crate) memory_bytes: u64,
     /// Remapping units. The first has all devices that name no other.
@@ -60,7 +61,7 @@ impl TryFrom<RunArgs> for Config {
         let kernel = files::open_kernel(&args.kernel)?;
         let units = units::parse_all(&args.iommu)?;
         let config = Self {
-            cpus: check_cpus(args.cpus)?,
+            cpus: check_cpus(args.cpus, args.apic_id_step)?,
             memory_bytes: check_memory(args.memory_mib)?,
             svm: svm::parse_all(&args.svm, &units)?,
             disks: disk::open_all(&args.disks, &units)?,
@@ -100,11 +101,19 @@ impl Config {
     }
 }
 
-fn check_cpus(cpus: u32) -> Result<u32, Complaint> {
-    if (1..=MAX_CPUS).contains(&cpus) {
+fn check_cpus(count: u32, id_step: u32) -> Result<Cpus, Complaint> {
+    if !(1..=MAX_CPUS).contains(&count) {
+        let remedy = format_args!("give 1 to {MAX_CPUS}").to_string();
+        return Err(Complaint::new(format_args!("--cpus {count}"), "out of range", remedy));
+    }
+    let cpus = Cpus { count, id_step };
+    let most = Cpus::MAX_ID / (count - 1).max(1);
+    if (1..=most).contains(&id_step) {
         return Ok(cpus);
     }
-    Err(Complaint::new(format_args!("--cpus {cpus}"), "out of range", format_args!("give 1 to {MAX_CPUS}")))
+    let thing = format_args!("--apic-id-step {id_step}").to_string();
+    let reason = format_args!("out of range for --cpus {count}").to_string();
+    Err(Complaint::new(thing, reason, format_args!("give 1 to {most}")))
 }
 
 fn check_memory(mib: u64) -> Result<u64, Complaint> {
@@ -195,6 +204,12 @@ mod tests {
             ("much memory", vec!["--kernel", &kernel, "--memory-mib", "18446744073709551615"], "too large"),
             ("no CPU", vec!["--kernel", &kernel, "--cpus", "0"], "give 1 to 64"),
             ("many CPUs", vec!["--kernel", &kernel, "--cpus", "65"], "give 1 to 64"),
+            ("no step", vec!["--kernel", &kernel, "--apic-id-step", "0"], "give 1 to 32767"),
+            (
+                "ids that Linux does not take",
+                vec!["--kernel", &kernel, "--cpus", "4", "--apic-id-step", "10923"],
+                "give 1 to 10922",
+            ),
             ("serial", vec!["--kernel", &kernel, "--serial", "tty"], "stdio, null or file:PATH"),
             ("serial file", vec!["--kernel", &kernel, "--serial", "file:/nowhere/x"], "no such file"),
             ("svm key", vec!["--kernel", &kernel, "--svm", "size=1"], "known are"),
@@ -268,7 +283,7 @@ mod tests {
         let placement = Placement { unit: Some(0), ..Placement::default() };
         assert_eq!(config.svm, [SvmSpec { config: endpoint, placement }]);
         assert_eq!((config.units.len(), config.namespace.len()), (1, 0));
-        assert_eq!((config.cpus, config.memory_bytes), (64, 512 << 20));
+        assert_eq!((config.cpus.count, config.memory_bytes), (64, 512 << 20));
         assert_eq!(config.kernel.format, KernelFormat::Elf);
     }
 

@@ -21,7 +21,6 @@ use iommu_core::SourceId;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::boot::cpuid::Place;
 use crate::boot::linux::{self, Entry};
 use crate::boot::{params, regs};
 use crate::config::{Complaint, Config, DiskFile, Placement, SerialTarget, SvmSpec, reasons};
@@ -81,10 +80,9 @@ impl Machine {
         let entry = load(&ram, &mut config, &wiring.units)?;
         let paging = wiring.units.paging(vm.paging());
         let exits = wiring.finish();
-        let cpus = (0..config.cpus)
+        let cpus = (config.cpus.ids())
             .map(|apic_id| {
-                let place = Place { apic_id, cpus: config.cpus };
-                vm.create_vcpu(place, paging, (apic_id == 0).then_some(&entry))
+                vm.create_vcpu(config.cpus.place(apic_id), paging, (apic_id == 0).then_some(&entry))
             })
             .collect::<Result<_, _>>()
             .map_err(|error| kvm_refused(&error))?;

@@ -29,6 +29,25 @@
 //! session, so no access outlives it. An invalidation visits every port and takes its lock: that
 //! wait *is* the drain of in-flight DMA that an invalidation has to guarantee.
 //!
+//! # Contracts
+//!
+//! Every trait can be implemented by anyone: all that its methods take and return can be built with what is public.
+//! In full the contracts stand at the traits; side by side, they are:
+//!
+//! | trait | who calls it | what the caller may hold | what it may do | if it fails |
+//! | --- | --- | --- | --- | --- |
+//! | [`Translator::translate`] | ports, endpoints; any thread | a port's lock, locks inside an endpoint | read and mark tables; no lock that is held while ports are visited; never block | [`Fault`]: the caller reports it when its session is over |
+//! | [`Translator::report`], [`Translator::page_request`] | ports, endpoints; any thread | locks inside an endpoint; no session | take leaf locks, visit ports (`page_request`), send interrupts | nothing can: what the guest gets wrong is a value |
+//! | [`Endpoint`] | a model, inside a CPU's register write or a reset | nothing that a [`Translator`] method takes | call [`Translator`]; take its own locks; not wait for a guest, not write registers | a function that is too slow says so ([`DeviceTlbCompletion`]) |
+//! | [`HostIommu`] | a model, inside a CPU's register write | nothing that a [`Translator`] method takes | call the host, and wait for it | [`HostError`]: the device is blocked |
+//! | [`InterruptRemapper`] | functions and I/O APICs; any thread | locks inside an endpoint, no session | read tables; call the sink with a lock of its own held | the guest is told, the interrupt is lost |
+//! | [`MsiSink`] | models and functions; any thread | anything, a model's leaf locks too | deliver and return; not block, not call a model or function back | it drops the interrupt |
+//! | [`RouteListener`] | a model, inside a CPU's register write or a reset | nothing that [`InterruptRemapper::resolve`] takes | call `resolve`; not write registers | it leaves no old route in use |
+//!
+//! May it be called again while a call is under way? All may: from other threads at any time, and `Translator` also
+//! from within a call that a model makes to an endpoint. That is the one way in which calls nest: model → endpoint →
+//! `Translator`. An [`MsiSink`] is the end of every path.
+//!
 //! # Locks
 //!
 //! Endpoint-internal → model → port → leaf (fault log, page-request ring) → host objects. A

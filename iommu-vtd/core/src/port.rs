@@ -265,7 +265,10 @@ impl<M: GuestMemoryBackend> Session<'_, M> {
             PortKind::DeviceTlb => Request::translation(source, self.pasid, iova, !access.is_write()),
         };
         let translation = self.port.translator.translate(&request).map_err(DmaFault::Refused)?;
-        if translation.untranslated_only || !translation.permissions.allow(access) {
+        // What may be done later can be less than what was just allowed: a page that is written for the first time
+        // is to be marked dirty first, but a zero-length read of it went ahead.
+        let judged = self.port.kind == PortKind::Untranslated && access == Access::ZeroLengthRead;
+        if translation.untranslated_only || !(judged || translation.permissions.allow(access)) {
             return Err(DmaFault::Missing { address: iova, access });
         }
         if let Some(tlb) = tlb {

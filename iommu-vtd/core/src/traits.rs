@@ -20,8 +20,9 @@ pub trait Translator: Send + Sync {
     /// Called with a port's lock held: takes no lock that is held while ports are visited, never blocks,
     /// never logs. A recoverable miss of a translation request is `Ok` with no permissions.
     ///
-    /// The caller may use what is returned until it is invalidated, without asking again: it allows writes
-    /// only if everything that a write must leave behind in the tables (a dirty bit) is there already.
+    /// `Ok` of an untranslated request lets that request go ahead. The caller may use what is returned until it is
+    /// invalidated, without asking again: it allows writes only if everything that a write must leave behind in
+    /// the tables (a dirty bit) is there already. So it may allow less than was just judged.
     ///
     /// # Errors
     /// A [`Fault`], complete with its request; the caller hands it to [`Self::report`] after its session ended.

@@ -23,7 +23,9 @@ fn take(bench: &Bench, step: &Step) {
             bench.unit.mmio_write(offset.get(), &data.to_le_bytes()[..usize::from(bytes % 9)]);
         }
         Step::Burst { offset, data } => bench.unit.mmio_write(offset.get(), data),
-        Step::Read { offset, bytes } => bench.unit.mmio_read(offset.get(), &mut [0; 32][..usize::from(bytes % 33)]),
+        Step::Read { offset, bytes } => {
+            bench.unit.mmio_read(offset.get(), &mut [0; 32][..usize::from(bytes % 33)])
+        }
         Step::Poke { gpa, word } => bench.poke((*gpa).into(), *word),
         Step::Request(request) => {
             if let Err(fault) = bench.unit.translate(&request.get()) {

@@ -15,12 +15,21 @@ enum Step {
     Tail(u32),
     Address(u64),
     /// A page of memory, and a size.
-    Queue { page: u8, size: u8 },
+    Queue {
+        page: u8,
+        size: u8,
+    },
     Clear(u8),
     Mask(bool),
-    Poke { gpa: u16, word: u64 },
+    Poke {
+        gpa: u16,
+        word: u64,
+    },
     /// A page group response, then a wait that drains.
-    Answer { low: u64, high: u64 },
+    Answer {
+        low: u64,
+        high: u64,
+    },
     Command(u32),
 }
 
@@ -31,7 +40,11 @@ fn request(bench: &Bench, input: PageRequestInput) {
     let (tail, status) = (bench.read64(0xc8), bench.read32(0xdc));
     let outcome = bench.unit.page_request(&request);
     let moved = bench.read64(0xc8) != tail;
-    assert_eq!(moved, outcome == PageRequestOutcome::Queued, "the tail moves with what is queued: {outcome:?}");
+    assert_eq!(
+        moved,
+        outcome == PageRequestOutcome::Queued,
+        "the tail moves with what is queued: {outcome:?}"
+    );
     if outcome == PageRequestOutcome::Queued {
         assert_eq!(status & 2, 0, "queued in spite of PRO");
         assert_eq!(bench.read32(0xdc) & 1, 1, "queued, and PPR is not set");
@@ -51,7 +64,7 @@ fn take(bench: &Bench, step: &Step) {
         Step::Head(head) => bench.write64(0xc0, (*head).into()),
         Step::Tail(tail) => bench.write64(0xc8, (*tail).into()),
         Step::Address(address) => bench.write64(0xd0, *address),
-        Step::Queue { page, size } => bench.write64(0xd0, u64::from(page % 16) << 12 | u64::from(size % 8)),
+        Step::Queue { page, size } => bench.write64(0xd0, u64::from(page % 32) << 12 | u64::from(size % 8)),
         Step::Clear(bits) => bench.write32(0xdc, (*bits).into()),
         Step::Mask(on) => bench.write32(0xe0, u32::from(*on) << 31),
         Step::Poke { gpa, word } => bench.poke((*gpa).into(), *word),

@@ -8,13 +8,23 @@ use libfuzzer_sys::fuzz_target;
 #[derive(Arbitrary, Debug)]
 enum Step {
     /// Words into a slot of the ring.
-    Put { slot: u8, words: [u64; 4] },
+    Put {
+        slot: u8,
+        words: [u64; 4],
+    },
     /// One bit of a slot of the ring.
-    Flip { slot: u8, bit: u8 },
+    Flip {
+        slot: u8,
+        bit: u8,
+    },
     /// The tail some slots further.
     Advance(u8),
     Tail(u32),
-    Ring { page: u8, size: u8, wide: bool },
+    Ring {
+        page: u8,
+        size: u8,
+        wide: bool,
+    },
     RingAt(u64),
     Command(u32),
     Enable(bool),
@@ -22,7 +32,10 @@ enum Step {
     /// A good wait at the head, the error cleared.
     Repair,
     Clear(u32),
-    Other { offset: Offset, data: u32 },
+    Other {
+        offset: Offset,
+        data: u32,
+    },
 }
 
 const QIE: u32 = 1 << 26;
@@ -45,7 +58,7 @@ fn take(bench: &Bench, step: &Step) {
         }
         Step::Tail(tail) => bench.write64(0x88, (*tail).into()),
         Step::Ring { page, size, wide } => {
-            bench.write64(0x90, u64::from(page % 16) << 12 | u64::from(*wide) << 11 | u64::from(size % 8));
+            bench.write64(0x90, u64::from(page % 32) << 12 | u64::from(*wide) << 11 | u64::from(size % 8));
         }
         Step::RingAt(address) => bench.write64(0x90, *address),
         Step::Command(command) => bench.write32(0x18, *command),

@@ -1,12 +1,15 @@
-//! The machine: 64 KiB of memory with rings and tables, and a unit that uses them.
+//! The machine: 128 KiB of memory with rings and tables, and a unit that uses them.
 
 use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use iommu_core::testkit::{RecordingEndpoint, RecordingMsi};
 use iommu_core::{Endpoint, SourceId};
-use iommu_vtd::testkit::{PageSize, Tables, flags};
+use iommu_vtd::capability::LargestPage;
+use iommu_vtd::spec::context::LegacyTranslationType;
+use iommu_vtd::testkit::{AddressSpace, PageSize, Tables, flags};
 use iommu_vtd::{Capability, Profile, Unit, UnitConfig};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -20,9 +23,16 @@ pub struct Layout {
     pub page_queue: u64,
     /// Where wait descriptors write.
     pub status: u64,
-    /// Root, context, PASID and page tables.
+    /// The interrupt remapping table: one page, 256 entries.
+    pub interrupts: u64,
+    /// A posted-interrupt descriptor.
+    pub posted: u64,
+    /// Root, context, PASID and page tables of scalable mode.
     pub tables: Range<u64>,
-    /// Mapped for PASID 1, two pages: one writable, one not.
+    /// Root, context and page tables of legacy mode.
+    pub legacy_tables: Range<u64>,
+    /// Mapped for PASID 1 by a first stage, for 2 by a second, for 3 by both, and in legacy mode without PASID.
+    /// Two pages: one writable, one not.
     pub mapped: u64,
     /// The function that has tables.
     pub source: SourceId,
@@ -33,12 +43,15 @@ pub const LAYOUT: Layout = Layout {
     ring: 0x1000,
     page_queue: 0x2000,
     status: 0x3000,
-    tables: 0x4000..0x1_0000,
+    interrupts: 0x4000,
+    posted: 0x5000,
+    tables: 0x6000..0x1_a000,
+    legacy_tables: 0x1_a000..0x2_0000,
     mapped: 0x7f00_0000_5000,
     source: SourceId(0x18),
 };
 
-const MEMORY_BYTES: usize = 0x1_0000;
+const MEMORY_BYTES: usize = 0x2_0000;
 
 /// One of each descriptor that a driver writes, as 256-bit ones. They fill the ring before the first step.
 const DESCRIPTORS: [[u64; 2]; 13] = [
@@ -57,8 +70,30 @@ const DESCRIPTORS: [[u64; 2]; 13] = [
     [2 << 32 | 0x35, 0x3000],
 ];
 
-/// Registers that read the same whatever has happened, after [`Unit::reset`]: all.
-pub const RESTING: Range<u64> = 0..0x1000;
+/// Interrupts that are delivered and posted, with and without validation of the source.
+const ENTRIES: [[u64; 2]; 4] = [
+    [0x17 << 32 | 0x41 << 16 | 1, 0],
+    [0x18 << 8 | 0x42 << 16 | 0b1101, 1 << 18 | 0x18],
+    [0x5000 << 32 | 0x43 << 16 | 1 << 15 | 1, 0],
+    [0x5000 << 32 | 0x44 << 16 | 1 << 15 | 1 << 14 | 3, 2 << 18 | 0x0010],
+];
+
+/// Everything that a unit can offer.
+pub fn profile() -> Profile {
+    Profile {
+        second_stage: true,
+        nested: true,
+        second_stage_pages: LargestPage::OneGib,
+        second_stage_dirty: true,
+        abort_dma: true,
+        rid_priv: true,
+        interrupt_remapping: true,
+        extended_interrupts: true,
+        posted_interrupts: true,
+        ..Profile::svm(46)
+    }
+    .with_address_width(57)
+}
 
 /// A unit in use: translation, queue and page requests on.
 pub struct Bench {
@@ -66,6 +101,9 @@ pub struct Bench {
     pub unit: Unit<Watched>,
     /// Guest memory.
     pub memory: GuestMemoryMmap,
+    settable: Arc<AtomicU64>,
+    /// The unit's own interrupts.
+    pub msi: Arc<RecordingMsi>,
     /// The function with tables.
     pub endpoint: Arc<RecordingEndpoint>,
 }
@@ -83,15 +121,42 @@ fn machine() -> (GuestMemoryMmap, Vec<u8>) {
             memory.write_obj(*value, GuestAddress(at)).unwrap();
         }
     }
-    let tables = Tables::new(&memory, LAYOUT.tables);
-    let context = tables.context(LAYOUT.source);
-    context.without_pasid().pass_through(1);
-    let process = context.pasid(1).first_stage(1);
-    process.map(LAYOUT.mapped, 0x5000, PageSize::Size4K, flags::USER | flags::WRITE);
-    process.map(LAYOUT.mapped + 0x1000, 0x6000, PageSize::Size4K, flags::USER);
+    for (index, entry) in ENTRIES.iter().cycle().take(256).enumerate() {
+        for (word, value) in entry.iter().enumerate() {
+            let at = LAYOUT.interrupts + 16 * index as u64 + 8 * word as u64;
+            memory.write_obj(*value, GuestAddress(at)).unwrap();
+        }
+    }
+    lay_out_tables(&memory);
     let mut image = vec![0; MEMORY_BYTES];
     memory.read_slice(&mut image, GuestAddress(0)).unwrap();
     (memory, image)
+}
+
+fn lay_out_tables(memory: &GuestMemoryMmap) {
+    let first = |space: &AddressSpace<'_, '_, GuestMemoryMmap>| {
+        space.map(LAYOUT.mapped, 0x5000, PageSize::Size4K, flags::USER | flags::WRITE);
+        space.map(LAYOUT.mapped + 0x1000, 0x6000, PageSize::Size4K, flags::USER);
+    };
+    let second = |space: &AddressSpace<'_, '_, GuestMemoryMmap>| {
+        space.map(LAYOUT.mapped, 0x5000, PageSize::Size4K, flags::SECOND);
+        space.map(LAYOUT.mapped + 0x1000, 0x6000, PageSize::Size4K, flags::SECOND_READ);
+    };
+    let tables = Tables::new(memory, LAYOUT.tables);
+    let context = tables.context(LAYOUT.source);
+    context.without_pasid().pass_through(1);
+    first(&context.pasid(1).first_stage(1));
+    let outer = tables.second_space(4);
+    second(&outer);
+    context.pasid(2).attach(2, &outer);
+    outer.map(0, 0, PageSize::Size2M, flags::SECOND);
+    let inner = tables.inner_space(4, 0);
+    first(&inner);
+    context.pasid(3).nest(3, &inner, &outer);
+    let legacy = Tables::new(memory, LAYOUT.legacy_tables);
+    let space = legacy.second_space(4);
+    second(&space);
+    legacy.legacy_context(LAYOUT.source, LegacyTranslationType::DeviceTlb, 4, &space);
 }
 
 impl Bench {
@@ -102,19 +167,25 @@ impl Bench {
             memory.write_slice(image, GuestAddress(0)).unwrap();
             memory.clone()
         });
-        let capability = Capability::new(&Profile { five_level: true, ..Profile::svm(46) }).unwrap();
-        let config = UnitConfig { capability, source: SourceId(0) };
+        let config = UnitConfig { capability: Capability::new(&profile()).unwrap(), source: SourceId(0) };
         let msi = Arc::new(RecordingMsi::default());
-        let unit = Unit::new(&config, Watched::new(memory.clone()), msi);
+        let (watched, settable) = Watched::new(memory.clone());
+        let unit = Unit::new(&config, watched, msi.clone());
         let endpoint = Arc::new(RecordingEndpoint::default());
         let door: Arc<dyn Endpoint> = endpoint.clone();
         unit.attach_endpoint(LAYOUT.source, Arc::downgrade(&door));
-        let bench = Self { unit, memory, endpoint };
+        let bench = Self { unit, memory, settable, msi, endpoint };
         bench.write64(0x20, LAYOUT.tables.start | 1 << 10);
         bench.write64(0x90, LAYOUT.ring | 1 << 11);
         bench.write64(0xd0, LAYOUT.page_queue);
-        bench.write32(0x18, 0xc400_0000);
+        bench.write64(0xb8, LAYOUT.interrupts | 1 << 11 | 7);
+        bench.write32(0x18, 0xc700_0000);
         bench
+    }
+
+    /// From now on the unit may also update posted-interrupt descriptors.
+    pub fn memory_posts(&self) {
+        self.settable.store(u64::MAX, Ordering::Relaxed);
     }
 
     /// Writes a register of 32 bits.

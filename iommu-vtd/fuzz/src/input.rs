@@ -1,9 +1,7 @@
 //! Inputs that are more often nearly right than random bytes are.
 
 use arbitrary::Arbitrary;
-use iommu_core::{
-    Access, AddressType, GroupIndex, Iova, PageRequest, Pasid, Request, SourceId, VendorData,
-};
+use iommu_core::{Access, AddressType, GroupIndex, Iova, PageRequest, Pasid, Request, SourceId, VendorData};
 
 use crate::LAYOUT;
 

@@ -2,11 +2,12 @@
 //!
 //! A target's input is a list of steps. What is judged besides "no panic, and every call comes back" stands in
 //! the targets: promises that hold for any guest.
+#![forbid(unsafe_code)]
 
 mod bench;
 mod input;
 mod watched;
 
-pub use bench::{Bench, LAYOUT, Layout, RESTING};
+pub use bench::{Bench, LAYOUT, Layout, profile};
 pub use input::{Offset, PageRequestInput, RequestInput};
 pub use watched::Watched;

@@ -1,5 +1,8 @@
 //! Guest memory that checks how tables are read and written.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use iommu_core::Gpa;
 use iommu_vtd::TableMemory;
 use vm_memory::GuestMemoryMmap;
@@ -7,16 +10,19 @@ use vm_memory::GuestMemoryMmap;
 /// Bits that hardware sets in page-table entries: accessed and dirty of either stage, extended accessed.
 const MAINTAINED: u64 = 1 << 5 | 1 << 6 | 1 << 8 | 1 << 9 | 1 << 10;
 
-/// Memory in which no entry is read across its natural boundary, and an update only sets bits that are
-/// hardware's to set.
+/// Memory in which no entry is read across its natural boundary, and an update only sets bits: in tables those
+/// that are hardware's to set, in posted-interrupt descriptors any.
 pub struct Watched {
     memory: GuestMemoryMmap,
+    /// Bits that an update may set.
+    settable: Arc<AtomicU64>,
 }
 
 impl Watched {
-    /// Watches `memory`.
-    pub fn new(memory: GuestMemoryMmap) -> Self {
-        Self { memory }
+    /// Watches `memory`. Also yields which bits an update may set, to be changed.
+    pub fn new(memory: GuestMemoryMmap) -> (Self, Arc<AtomicU64>) {
+        let settable = Arc::new(AtomicU64::new(MAINTAINED));
+        (Self { memory, settable: settable.clone() }, settable)
     }
 }
 
@@ -35,7 +41,8 @@ impl TableMemory for Watched {
     }
 
     fn compare_exchange(&self, gpa: Gpa, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        assert!(old & !new == 0 && (new & !old) & !MAINTAINED == 0, "{old:#x} became {new:#x}");
+        let settable = self.settable.load(Ordering::Relaxed);
+        assert!(old & !new == 0 && new & !old & !settable == 0, "{old:#x} became {new:#x}");
         self.memory.compare_exchange(gpa, old, new)
     }
 

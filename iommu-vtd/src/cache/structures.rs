@@ -12,6 +12,7 @@
 use arbitrary_int::traits::Integer;
 use arbitrary_int::{u3, u20};
 use bitbybit::bitfield;
+use iommu_core::sync::atomic::{AtomicU64, Ordering};
 use iommu_core::{DomainId, Gpa, Invalidation, IovaRange, Pasid, Scope, StageTag, Tag};
 
 use super::table::{Key, Table};
@@ -92,18 +93,30 @@ fn range_of(key: Key) -> IovaRange {
 }
 
 /// A paging-structure cache.
-struct Structures(Table<1>);
+struct Structures {
+    table: Table<1>,
+    /// One bit for each remainder of domain-ids by 64: whether a table of such a domain was kept since all were
+    /// dropped. Most invalidations of a domain concern one stage and need not go through the tables of the other.
+    ///
+    /// The bit is set before a slot is locked, and looked at after invalidations have been counted up; so the
+    /// argument of [`crate::cache`] holds for it as for the slot.
+    domains: AtomicU64,
+}
+
+const fn bit_of(domain: DomainId) -> u64 {
+    1 << (domain.0 % 64)
+}
 
 impl Structures {
     fn new() -> Self {
-        Self(Table::new(SET_BITS))
+        Self { table: Table::new(SET_BITS), domains: AtomicU64::new(0) }
     }
 
     /// The lowest table that is known.
     #[inline]
     fn find(&self, name: Name, address: u64) -> Option<Start> {
         for level in KEPT {
-            if let Some([word]) = self.0.get(name.key(level, address)) {
+            if let Some([word]) = self.table.get(name.key(level, address)) {
                 return Some(Start { level, table: Gpa(word & TABLE), all: word & !TABLE });
             }
         }
@@ -111,20 +124,36 @@ impl Structures {
     }
 
     fn keep(&self, name: Name, address: u64, table: Start, current: impl Fn() -> bool) {
+        let bit = bit_of(DomainId(name.domain().into()));
+        if self.domains.load(Ordering::SeqCst) & bit == 0 {
+            self.domains.fetch_or(bit, Ordering::SeqCst);
+        }
         let word = table.table.0 & TABLE | table.all & !TABLE;
-        self.0.put(name.key(table.level, address), &[word], current);
+        self.table.put(name.key(table.level, address), &[word], current);
+    }
+
+    fn drop_all(&self) {
+        self.domains.store(0, Ordering::SeqCst);
+        self.table.drop_where(|_, _| true);
+    }
+
+    /// Drops tables of a domain: all that are `hit`.
+    fn drop_of(&self, domain: DomainId, hit: impl Fn(Name) -> bool) {
+        if self.domains.load(Ordering::SeqCst) & bit_of(domain) != 0 {
+            self.table.drop_where(|key, _| Name::of(key).is_of_domain(domain) && hit(Name::of(key)));
+        }
     }
 
     /// Drops the tables of these names on the way to an address of `range`. `hit`: whether a name is one of these.
     fn drop_range(&self, names: &[Name], range: &IovaRange, hit: impl Fn(Name) -> bool) {
         let block = |address, level| address >> block_bits(level);
         if block(range.last(), 1) - block(range.start(), 1) >= MOST_PROBES {
-            return self.0.drop_where(|key, _| hit(Name::of(key)) && range_of(key).overlaps(range));
+            return self.table.drop_where(|key, _| hit(Name::of(key)) && range_of(key).overlaps(range));
         }
         for level in KEPT {
             for number in block(range.start(), level)..=block(range.last(), level) {
                 for name in names {
-                    self.0.drop_key(name.key(level, number << block_bits(level)));
+                    self.table.drop_key(name.key(level, number << block_bits(level)));
                 }
             }
         }
@@ -176,21 +205,22 @@ impl PagingStructures {
     pub(super) fn invalidate(&self, invalidation: &Invalidation) {
         let leaf_only = invalidation.leaf_only;
         match invalidation.scope {
-            Scope::All => self.drop_all(),
+            Scope::All => {
+                self.first.drop_all();
+                self.second.drop_all();
+            }
             Scope::Domain(domain) => {
-                self.first.0.drop_where(|key, _| Name::of(key).is_of_domain(domain));
-                self.second.0.drop_where(|key, _| Name::of(key).is_of_domain(domain));
+                self.first.drop_of(domain, |_| true);
+                self.second.drop_of(domain, |_| true);
             }
             Scope::DomainRange { domain, range } => {
-                self.first.0.drop_where(|key, _| Name::of(key).is_of_domain(domain));
+                self.first.drop_of(domain, |_| true);
                 if !leaf_only {
                     let names = [Name::second(domain)];
                     self.second.drop_range(&names, &range, |name| name.is_of_domain(domain));
                 }
             }
-            Scope::Pasid { domain, pasid } => {
-                self.first.0.drop_where(|key, _| Name::of(key).is_of(domain, pasid))
-            }
+            Scope::Pasid { domain, pasid } => self.first.drop_of(domain, |name| name.is_of(domain, pasid)),
             Scope::PasidRange { domain, pasid, range } if !leaf_only => {
                 let names = [StageTag::First, StageTag::Nested]
                     .map(|stage| Name::first(&Tag { domain, pasid, stage }));
@@ -198,11 +228,6 @@ impl PagingStructures {
             }
             Scope::PasidRange { .. } => {}
         }
-    }
-
-    fn drop_all(&self) {
-        self.first.0.drop_where(|_, _| true);
-        self.second.0.drop_where(|_, _| true);
     }
 }
 

@@ -28,7 +28,8 @@ impl<M: TableMemory> Unit<M> {
     /// translation is not reported off before in-flight DMA has drained.
     pub(super) fn command(&self, command: GlobalCommand) {
         let _turn = self.turn.lock();
-        let command = self.offered(command);
+        let queue = command.qie() && self.capability.ecap().qi();
+        let command = self.offered(command.with_qie(queue));
         let mut state = self.state.lock();
         let status = state.file.get(GSTS);
         let before = self.root();
@@ -47,6 +48,9 @@ impl<M: TableMemory> Unit<M> {
         let other_mode = root.mode() != before.mode();
         if command.srtp() && (self.capability.cap().esrtps() || other_mode) || command.te() != status.te() {
             self.invalidate_all();
+        }
+        if command.te() != status.te() {
+            log::info!("translation {}, {:?} tables", if command.te() { "on" } else { "off" }, root.mode());
         }
         if status.te() && !command.te() {
             self.clear_device_tlbs();

@@ -18,7 +18,7 @@ pub(crate) fn explore(race: impl Fn() + Send + Sync + Copy + 'static) {
     let mut config = Config::new();
     // Walks of an unoptimized build.
     config.stack_size = 1 << 18;
-    let iterations = std::env::var("RACE_ITERATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(2000);
+    let iterations = std::env::var("RACE_ITERATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(300);
     Runner::new(RandomScheduler::new(iterations), config.clone()).run(race);
     Runner::new(PctScheduler::new(3, iterations), config).run(race);
 }

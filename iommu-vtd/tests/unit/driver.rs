@@ -23,6 +23,7 @@ pub(crate) const TE: u32 = 1 << 31;
 pub(crate) const SRTP: u32 = 1 << 30;
 pub(crate) const QIE: u32 = 1 << 26;
 pub(crate) const IQE: u32 = 1 << 4;
+pub(crate) const ITE: u32 = 1 << 6;
 
 pub(crate) const GCMD: u64 = 0x18;
 pub(crate) const GSTS: u64 = 0x1c;
@@ -98,7 +99,11 @@ impl Machine {
     }
 
     pub(crate) fn dma(&self) -> Dma<Memory> {
-        Dma::new(ENDPOINT, self.memory.clone(), self.unit.clone(), self.unit.ports())
+        self.dma_of(ENDPOINT)
+    }
+
+    pub(crate) fn dma_of(&self, source: SourceId) -> Dma<Memory> {
+        Dma::new(source, self.memory.clone(), self.unit.clone(), self.unit.ports())
     }
 
     pub(crate) fn attach(&self, endpoint: &Arc<impl Endpoint + 'static>) {
@@ -202,6 +207,27 @@ impl<'m> Driver<'m> {
         self.kick();
         assert_eq!(self.machine.status(), 2, "wait after {descriptors:x?}");
         assert_eq!(self.machine.read32(FSTS) & IQE, 0);
+    }
+}
+
+/// With a ring of 128-bit descriptors, under legacy tables.
+impl Driver<'_> {
+    /// Submits descriptors and a wait from the start of a ring of their own.
+    pub(crate) fn submit_narrow(&self, descriptors: &[(u64, u64)]) {
+        self.level(QIE, false);
+        self.machine.write32(IQT, 0);
+        self.machine.write64(IQA, RING);
+        self.level(QIE, true);
+        self.machine.set_word(STATUS, 1);
+        let wait = (2 << 32 | 0x25, STATUS);
+        let mut at = RING;
+        for (low, high) in descriptors.iter().copied().chain([wait]) {
+            self.machine.set_word(at, low);
+            self.machine.set_word(at + 8, high);
+            at += 16;
+        }
+        self.machine.write32(IQT, u32::try_from(at - RING).unwrap());
+        assert_eq!(self.machine.status(), 2, "wait after {descriptors:x?}");
     }
 }
 

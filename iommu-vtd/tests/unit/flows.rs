@@ -7,8 +7,8 @@ use iommu_core::{
     PageRequest, PageRequestOutcome, PageResponse, Pasid, PortSet, Request, ResponseCode, Translator,
     VendorData,
 };
-use iommu_vtd::Unit;
 use iommu_vtd::testkit::{PageSize, flags};
+use iommu_vtd::{Capability, Profile, Unit, UnitConfig};
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -239,4 +239,32 @@ fn fault_records_start_over_with_translation() {
     driver.level(TE, false);
     driver.level(TE, true);
     assert_eq!(fault_at(0x3000), 0);
+}
+
+/// A page that may only be written, and has not been: a read of no bytes (a flush) goes ahead, and is asked for
+/// each time, because nothing else may use the answer.
+#[test]
+fn a_flush_of_a_page_that_is_only_written() {
+    let mut machine = Machine::new();
+    let profile = Profile { second_stage: true, second_stage_dirty: true, ..Profile::svm(46) };
+    let config =
+        UnitConfig { capability: Capability::new(&profile).unwrap(), source: iommu_core::SourceId(0) };
+    machine.unit = Arc::new(Unit::new(&config, machine.memory.clone(), machine.msi.clone()));
+    let (_driver, tables) = Driver::booted(&machine);
+    let space = tables.second_space(4);
+    space.map(VIRTUAL, FRAME, PageSize::Size4K, flags::SECOND_WRITE);
+    tables.context(ENDPOINT).pasid(1).attach(PROCESS, &space).edit(0, |word| word | 1 << 9);
+    let mut port = machine.dma().port();
+    for (name, access, allowed) in [
+        ("flush", Access::ZeroLengthRead, true),
+        ("read", Access::Read, false),
+        ("flush again", Access::ZeroLengthRead, true),
+        ("write", Access::Write, true),
+        ("flush of a dirty page", Access::ZeroLengthRead, true),
+    ] {
+        let session = port.session(PASID);
+        let hit = session.translate(Iova(VIRTUAL), access);
+        assert_eq!(hit.is_ok_and(|hit| hit.gpa.0 == FRAME), allowed, "{name}: {hit:?}");
+    }
+    assert_eq!(space.second_entry(VIRTUAL, 1).raw_value() & flags::SECOND_DIRTY, flags::SECOND_DIRTY);
 }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod boot;
+mod caches;
 mod checklist;
 mod drain;
 mod driver;

@@ -5,12 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use iommu_core::testkit::RecordingEndpoint;
-use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, Endpoint, Msi, PageResponse, Pasid, SourceId};
+use iommu_core::{
+    DeviceTlbCompletion, DeviceTlbInvalidation, Endpoint, Msi, PageResponse, Pasid, PortSet, SourceId,
+};
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 
 use crate::driver::{
-    Driver, FAULT_EVENT, FSTS, IQA, IQE, IQERCD, IQH, IQT, Machine, QIE, RING, STATUS, desc,
+    Driver, ENDPOINT, FAULT_EVENT, FSTS, IQA, IQE, IQERCD, IQH, IQT, ITE, Machine, QIE, RING, STATUS, desc,
 };
 
 const BAD_TYPE: (u64, u64) = (0xf, 0);
@@ -211,4 +213,119 @@ fn two_cpus_share_the_queue() {
         assert_eq!(other.join().unwrap(), 2);
     });
     assert_eq!((machine.status(), machine.read32(IQH)), (2, 96));
+}
+
+/// A function that does not let go in time stops the queue before its descriptor: the wait that follows is not done.
+/// When software clears the error, the function is asked again, and not before.
+#[test]
+fn a_function_that_does_not_complete_stops_the_queue() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    let endpoint = Arc::new(RecordingEndpoint::default());
+    machine.attach(&endpoint);
+    let asked = || endpoint.invalidations.lock().len();
+    *endpoint.completions.lock() = vec![DeviceTlbCompletion::TimedOut; 2];
+    driver.submit(&[]);
+    machine.set_word(STATUS, 1);
+    driver.put(desc::device_tlb_all(1).0, desc::device_tlb_all(1).1);
+    driver.put(2 << 32 | 0x25, STATUS);
+    driver.kick();
+    let source = u64::from(ENDPOINT.0) << 32;
+    let stopped = || (machine.read32(FSTS), machine.read64(IQERCD), machine.read32(IQH), machine.status());
+    assert_eq!((stopped(), asked()), ((ITE, source, 32, 1), 1));
+    assert_eq!(machine.interrupts(), [FAULT_EVENT]);
+    driver.put(2 << 32 | 0x25, STATUS + 8);
+    driver.kick();
+    assert_eq!((stopped(), asked()), ((ITE, source, 32, 1), 1), "a new tail changes nothing");
+    machine.write32(FSTS, ITE);
+    assert_eq!((stopped(), asked()), ((ITE, source, 32, 1), 2), "asked again, in vain");
+    assert_eq!(machine.interrupts(), [FAULT_EVENT], "and said again");
+    machine.write32(FSTS, ITE);
+    assert_eq!((stopped(), asked()), ((0, 0, 128, 2), 3), "asked again, and done");
+    assert_eq!(machine.memory.read_obj::<u32>(GuestAddress(STATUS + 8)).unwrap(), 2, "and all that follows");
+    assert_eq!(machine.interrupts(), []);
+}
+
+/// A function that has been taken out while the queue stood still for it is no longer waited for.
+#[test]
+fn a_function_that_is_gone_holds_nothing_up() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    let endpoint = Arc::new(RecordingEndpoint::default());
+    machine.attach(&endpoint);
+    *endpoint.completions.lock() = vec![DeviceTlbCompletion::TimedOut; 9];
+    driver.put(desc::device_tlb_all(1).0, desc::device_tlb_all(1).1);
+    driver.put(2 << 32 | 0x25, STATUS);
+    driver.kick();
+    assert_eq!((machine.read32(FSTS), machine.status()), (ITE, 0));
+    machine.unit.detach_endpoint(ENDPOINT);
+    machine.write32(FSTS, ITE);
+    assert_eq!((machine.read32(FSTS), machine.status(), machine.read32(IQH)), (0, 2, 64));
+}
+
+/// The two errors keep their codes apart, and the queue stands until both are cleared.
+#[test]
+fn both_errors_keep_their_codes() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    let endpoint = Arc::new(RecordingEndpoint::default());
+    machine.attach(&endpoint);
+    *endpoint.completions.lock() = vec![DeviceTlbCompletion::TimedOut];
+    driver.put(desc::device_tlb_all(1).0, desc::device_tlb_all(1).1);
+    driver.put(BAD_TYPE.0, BAD_TYPE.1);
+    driver.kick();
+    assert_eq!((machine.read32(FSTS), machine.read64(IQERCD)), (ITE, u64::from(ENDPOINT.0) << 32));
+    machine.write32(FSTS, ITE);
+    assert_eq!((machine.read32(FSTS), machine.read64(IQERCD), machine.read32(IQH)), (IQE, 3, 32));
+}
+
+/// A thread that is stuck in a session keeps neither CPU: the one that invalidates hears of it, the others go on.
+#[test]
+fn a_stuck_device_thread_is_told_to_the_guest() {
+    struct Ports(PortSet);
+    impl Endpoint for Ports {
+        fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
+            self.0.invalidate_device_tlb(invalidation)
+        }
+        fn page_group_response(&self, _: &PageResponse) {}
+    }
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    let endpoint = Arc::new(Ports(PortSet::default()));
+    machine.attach(&endpoint);
+    let (mut stuck, mut other) =
+        (machine.dma().device_tlb_port(&endpoint.0), machine.dma().device_tlb_port(&endpoint.0));
+    drop(other.session(None));
+    let session = stuck.session(None);
+    driver.put(desc::device_tlb_all(1).0, desc::device_tlb_all(1).1);
+    driver.put(2 << 32 | 0x25, STATUS);
+    driver.kick();
+    assert_eq!((machine.read32(FSTS), machine.status()), (ITE, 0));
+    drop(session);
+    machine.write32(FSTS, ITE);
+    assert_eq!((machine.read32(FSTS), machine.status()), (0, 2));
+}
+
+/// The longest submissions of Linux: an unmap of sixteen ranges, and the drain of page requests. An error in the
+/// middle of one would be repaired by nobody.
+#[test]
+fn batches_and_drains_are_done_with_their_wait() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    let ranges = (0..8).flat_map(|n| {
+        [desc::pasid_iotlb_page(1, 1, n << 21 | 1 << 6 | 9), desc::device_tlb_page(1, n << 21 | 0xf_f800)]
+    });
+    driver.submit(&ranges.collect::<Vec<_>>());
+    driver.submit_with(&[desc::FENCE, desc::pasid_iotlb_all(2, 1), desc::device_tlb_all(1)], desc::DRAIN);
+    driver.submit_with(&[desc::FENCE, (0x22, 0), (0x18 << 32 | 3, 0x7fff_ffff_ffff_f001)], desc::DRAIN);
+    assert_eq!((machine.read32(FSTS), machine.read64(IQERCD), machine.read32(IQH)), (0, 0, 25 * 32));
+}
+
+/// Descriptors are carried out whether or not translation is enabled.
+#[test]
+fn the_queue_does_not_need_translation() {
+    let machine = Machine::new();
+    let driver = Driver::new(&machine);
+    driver.enable_queue();
+    driver.submit(&[desc::CONTEXT_GLOBAL, desc::IOTLB_GLOBAL, desc::FENCE]);
 }

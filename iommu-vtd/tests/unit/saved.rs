@@ -4,18 +4,20 @@ mod history;
 mod refused;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use iommu_core::testkit::RecordingEndpoint;
 use iommu_core::{
-    Access, Fault, InterruptRemapper, Iova, Msi, PageRequestOutcome, Pasid, Request, ResponseCode, SourceId,
-    Translator,
+    Access, DeviceTlbCompletion, DeviceTlbInvalidation, Endpoint, Fault, InterruptRemapper, Iova, Msi,
+    PageRequestOutcome, PageResponse, Pasid, Request, ResponseCode, SourceId, Translator,
 };
+use iommu_vtd::profile::PRESETS;
 use iommu_vtd::testkit::{PageSize, flags};
 use iommu_vtd::{Capability, Profile, Unit, UnitConfig, UnitState};
 
 use crate::driver::{
     Driver, ENDPOINT, FAULT_EVENT, FSTS, GCMD, GSTS, IQE, IQERCD, IQH, IQT, Machine, PAGE_EVENT, PQA, PQH,
-    PQT, PRS, QIE, RING, STATUS, TE,
+    PQT, PRS, QIE, RING, RTADDR, STATUS, TE, desc,
 };
 use crate::flows::page_request;
 
@@ -79,6 +81,56 @@ fn a_queue_that_stopped_is_repaired_elsewhere() {
     }
     next.write32(FSTS, IQE);
     assert_eq!((next.read32(IQH), next.status(), next.read32(FSTS)), (96, 2, 0), "goes on behind the error");
+}
+
+/// Completes what it is told to forget from the second time on.
+#[derive(Default)]
+struct Slow(AtomicUsize);
+
+impl Endpoint for Slow {
+    fn invalidate_device_tlb(&self, _: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
+        match self.0.fetch_add(1, Ordering::SeqCst) {
+            0 => DeviceTlbCompletion::TimedOut,
+            _ => DeviceTlbCompletion::Complete,
+        }
+    }
+
+    fn page_group_response(&self, _: &PageResponse) {}
+}
+
+#[test]
+fn a_function_that_timed_out_is_asked_again() {
+    let machine = Machine::new();
+    let driver = bound(&machine);
+    let endpoint = Arc::new(Slow::default());
+    machine.attach(&endpoint);
+    machine.set_word(STATUS, 1);
+    let (low, high) = desc::device_tlb_all(1);
+    driver.put(low, high);
+    driver.put(2 << 32 | 0x25, STATUS);
+    driver.kick();
+    let ite = 1 << 6;
+    let next = moved(&machine);
+    next.attach(&endpoint);
+    next.unit.resume();
+    assert_eq!((next.read32(FSTS), next.read64(IQERCD) >> 32), (ite, ENDPOINT.0.into()), "ITE and whose");
+    assert_eq!((next.read32(IQH), next.status()), (0, 1));
+    next.write32(FSTS, ite);
+    assert_eq!((next.read32(IQH), next.status(), next.read32(FSTS)), (64, 2, 0));
+    assert_eq!(endpoint.0.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn units_of_every_preset_can_move() {
+    for preset in PRESETS {
+        let mut machine = Machine::new();
+        let config =
+            UnitConfig { capability: Capability::new(&(preset.make)(46)).unwrap(), source: SourceId(0) };
+        machine.unit = Arc::new(Unit::new(&config, machine.memory.clone(), machine.msi.clone()));
+        machine.write64(RTADDR, 0x1000);
+        machine.write32(GCMD, TE | 1 << 30);
+        assert_eq!(moved(&machine).read32(GSTS), machine.read32(GSTS), "{}", preset.name);
+    }
 }
 
 /// The saved unit had taken the tail, and the descriptors were still to come.

@@ -1,14 +1,8 @@
-//! Accessed, extended-accessed and dirty bits: when they are set, when not, and what happens if an entry changes
-//! while it is used.
+//! Accessed, extended-accessed and dirty bits of the first stage: when they are set, and when not.
 
-use std::sync::Mutex;
-
-use iommu_core::{Access, Completion, Gpa, Permissions, Request};
-use iommu_vtd::memory::TableMemory;
+use iommu_core::{Access, Permissions, Request};
 use iommu_vtd::spec::pasid::{PasidWord1, PasidWord2};
-use iommu_vtd::tables::Context;
 use iommu_vtd::testkit::{AddressSpace, PageSize, flags};
-use iommu_vtd::translate::translate;
 
 use super::world::*;
 
@@ -122,104 +116,4 @@ fn without_snooping_nothing_is_written() {
     let granted = world.ask(&translation(read(), true)).unwrap().permissions;
     assert_eq!(granted, Permissions { read: true, write: false });
     assert_eq!(marks(&space), [A; 4]);
-}
-
-type Interference<'m> = Box<dyn FnMut(&Memory, Gpa) + Send + 'm>;
-
-/// Memory in which another CPU is always faster: each update fails, after `interfere` ran.
-struct Contended<'m> {
-    memory: &'m Memory,
-    interfere: Mutex<Interference<'m>>,
-}
-
-impl TableMemory for Contended<'_> {
-    type Hint<'a>
-        = ()
-    where
-        Self: 'a;
-
-    fn load_words_near<const N: usize>(&self, gpa: Gpa, (): &mut ()) -> Option<[u64; N]> {
-        self.memory.load_words(gpa)
-    }
-    fn compare_exchange(&self, gpa: Gpa, old: u64, new: u64) -> Option<Result<u64, u64>> {
-        self.interfere.lock().unwrap()(self.memory, gpa);
-        self.memory.compare_exchange(gpa, old, new)
-    }
-    fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> bool {
-        TableMemory::read(self.memory, gpa, buffer)
-    }
-    fn write(&self, gpa: Gpa, bytes: &[u8]) -> bool {
-        TableMemory::write(self.memory, gpa, bytes)
-    }
-}
-
-fn contended(
-    world: &World<'_>,
-    request: &Request,
-    interfere: impl FnMut(&Memory, Gpa) + Send,
-) -> Result<iommu_core::Translation, iommu_core::Fault> {
-    let memory = Contended { memory: world.memory, interfere: Mutex::new(Box::new(interfere)) };
-    let rules = world.rules.get();
-    translate(&Context { memory: &memory, rules: &rules, root: world.root.get() }, request)
-}
-
-fn set(memory: &Memory, gpa: Gpa, word: u64) {
-    assert!(TableMemory::write(memory, gpa, &word.to_le_bytes()));
-}
-
-#[test]
-fn an_entry_that_changed_is_judged_anew() {
-    let rw = flags::USER | flags::WRITE;
-    // Name, what the leaf becomes under the walk, then: fault code or output.
-    let rows = [
-        ("unmapped", 0, Err(0x71)),
-        ("made read-only", OUTPUT | flags::USER | 1, Err(0x85)),
-        ("moved", 0x777_7000 | rw | 1, Ok(0x777_7000)),
-        ("marked by another walk", OUTPUT | flags::READY | 1, Ok(OUTPUT)),
-    ];
-    for (name, becomes, expected) in rows {
-        let memory = memory();
-        let world = World::new(&memory);
-        let space = fresh(&world, rw);
-        let leaf = space.entry_at(PAGE, 1);
-        let mut done = false;
-        let result = contended(&world, &write(), |memory, gpa| {
-            if gpa == leaf && !std::mem::replace(&mut done, true) {
-                set(memory, leaf, becomes);
-            }
-        });
-        let found = result.map(|translation| translation.base.0).map_err(|fault| fault.reason.code);
-        assert_eq!(found, expected, "{name}");
-        if expected.is_ok() {
-            assert_eq!(space.entry(PAGE, 1).raw_value() & MARKS, A | D, "{name}");
-        } else {
-            assert_eq!(space.entry(PAGE, 1).raw_value(), becomes, "{name}: nothing is written back");
-        }
-    }
-}
-
-/// SFS.10: the one recoverable-looking condition that is recorded for a translation request.
-#[test]
-fn entries_that_never_hold_still_end_the_walk() {
-    let memory = memory();
-    let world = World::new(&memory);
-    let space = fresh(&world, flags::USER | flags::WRITE);
-    let root = space.entry_at(PAGE, 4);
-    let restless = |memory: &Memory, gpa: Gpa| {
-        let word = TableMemory::load(memory, gpa).unwrap();
-        set(memory, gpa, word ^ 1 << 52);
-    };
-    let mut updates = 0;
-    let result = contended(&world, &write(), |memory, gpa| {
-        assert_eq!(gpa, root);
-        updates += 1;
-        restless(memory, gpa);
-    });
-    assert_eq!(fault(result), Some((0x91, Completion::UnsupportedRequest, true)));
-    assert_eq!(updates, 16, "the walk is bounded");
-    let result = contended(&world, &translation(write(), false), restless);
-    assert_eq!(fault(result), Some((0x91, Completion::Empty, true)));
-    world.context().edit(|low| low.with_fpd(true));
-    let result = contended(&world, &translation(write(), false), restless);
-    assert_eq!(fault(result), Some((0x91, Completion::Empty, false)));
 }

@@ -4,6 +4,7 @@
 
 mod accessed_dirty;
 mod conditions;
+mod contended;
 mod details;
 mod differences;
 mod legacy;

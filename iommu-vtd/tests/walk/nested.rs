@@ -229,6 +229,19 @@ fn a_write_that_the_second_stage_forbids_leaves_the_first_stage_clean() {
     assert_eq!(marks(&spaces).0, [A; 4]);
 }
 
+/// The other way round, for a request that takes what it gets.
+#[test]
+fn a_page_that_the_first_stage_forbids_to_write_stays_clean_in_the_second() {
+    let memory = memory();
+    let world = World::new(&memory);
+    let spaces = spaces(&world, (4, 4), (PageSize::Size4K, flags::USER), (PageSize::Size4K, flags::SECOND));
+    world.pasid(PROCESS).edit(0, |word| word | PasidWord0::ssade_mask());
+    let found = world.ask(&translation(write(), false)).unwrap();
+    assert_eq!(found.permissions, Permissions { read: true, write: false });
+    let (first, page, _) = marks(&spaces);
+    assert_eq!((first, page), ([A; 4], [SA; 4]));
+}
+
 #[test]
 fn extended_accessed_is_kept_in_first_stage_entries() {
     let memory = memory();

@@ -75,6 +75,8 @@ impl FakeKernel {
         if let Some(last) = records.last_mut() {
             last.flags |= FaultRecord::LAST_PAGE;
         }
+        // To the kernel, PASID 0 is requests without PASID.
+        let pasid = pasid.filter(|pasid| *pasid != 0);
         // By the kernel's books, and only if the hardware walks a table at all.
         let table = state.books.get(&pasid).filter(|_| state.hardware.contains_key(&pasid));
         let queue = match table.and_then(|table| world.objects.get(table)) {

@@ -84,6 +84,7 @@ impl Kernel for FakeKernel {
             return Err(Errno::NOENT);
         }
         if world.is_busy(object.0) {
+            world.audit.busy += 1;
             return Err(Errno::BUSY);
         }
         world.answer_all(object.0);

@@ -127,6 +127,8 @@ pub struct Audit {
     pub stale_responses: usize,
     /// Answers of all groups ever made, in order.
     pub groups: Vec<Vec<Answer>>,
+    /// Objects that were to be destroyed while something referred to them.
+    pub busy: usize,
     /// Calls that were made to fail.
     pub failed: usize,
     /// References to fault queues that hosts of the kind modelled lose, for good.

@@ -5,6 +5,7 @@ use acpi_tables::sdt::Sdt;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::{HEADER, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
+use crate::cpus::Cpus;
 use crate::memory::ranges;
 
 /// The one domain.
@@ -12,12 +13,12 @@ const DOMAIN: [u8; 4] = [0; 4];
 const ENABLED: [u8; 4] = 1u32.to_le_bytes();
 
 /// The table.
-pub(super) fn srat(cpus: u32, memory_bytes: u64) -> Vec<u8> {
+pub(super) fn srat(cpus: Cpus, memory_bytes: u64) -> Vec<u8> {
     let mut sdt = Sdt::new(*b"SRAT", HEADER, 3, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     // Reserved words: the first reads 1 for compatibility.
     sdt.append_slice(&ENABLED);
     sdt.append_slice(&[0; 8]);
-    for id in 0..cpus {
+    for id in cpus.ids() {
         sdt.append_slice(X2ApicAffinity::new(id).as_bytes());
     }
     for (start, len) in ranges(memory_bytes) {
@@ -92,7 +93,7 @@ mod tests {
 
     #[test]
     fn the_table_has_a_structure_for_each_cpu_and_each_range() {
-        let table = srat(2, 6 << 30);
+        let table = srat(Cpus { count: 2, id_step: 1 }, 6 << 30);
         assert_eq!(table.len(), 36 + 12 + 2 * 24 + 2 * 40);
         assert_eq!(&table[36..48], [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(&table[72..96], [2, 24, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);

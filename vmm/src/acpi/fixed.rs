@@ -10,6 +10,7 @@ use iommu_vtd::dmar;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::{HEADER, OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
+use crate::cpus::Cpus;
 use crate::layout::{ECAM, IOAPIC, IOAPIC_ID, LOCAL_APIC, port};
 
 /// IA-PC boot flags (§5.2.9.3): no VGA, no CMOS clock. Neither 8042 (bit 1) nor other legacy devices (bit 0).
@@ -33,17 +34,20 @@ pub(super) fn fadt(dsdt: u64) -> Vec<u8> {
     bytes(&fadt.finalize())
 }
 
-/// The MADT: one local APIC structure of each kind per CPU (x2APIC ids as well, for guests that want them), the
-/// IOAPIC, and LINT1 as NMI.
-pub(super) fn madt(cpus: u32) -> Vec<u8> {
+/// The MADT: one local APIC structure per CPU, the IOAPIC, and LINT1 as NMI.
+///
+/// A CPU's number in the DSDT and elsewhere (its UID) counts from 0, whatever its APIC id.
+pub(super) fn madt(cpus: Cpus) -> Vec<u8> {
     let address = u32::try_from(LOCAL_APIC.start).unwrap_or(0);
     let controller = LocalInterruptController::Address(address);
     let mut madt = MADT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION, controller);
-    for id in 0..cpus {
-        // Ids from 255 on need the x2APIC structure; a guest that finds both for one CPU uses it once.
-        match u8::try_from(id) {
-            Ok(id) if id < 255 => madt.add_structure(ProcessorLocalApic::new(id, id, EnabledStatus::Enabled)),
-            _ => madt.add_structure(LocalX2Apic::new(id)),
+    for (uid, id) in (0..).zip(cpus.ids()) {
+        // Ids from 255 on need the x2APIC structure.
+        match (u8::try_from(uid), u8::try_from(id)) {
+            (Ok(uid), Ok(id)) if u32::from(id) < Cpus::FIRST_WIDE_ID => {
+                madt.add_structure(ProcessorLocalApic::new(uid, id, EnabledStatus::Enabled));
+            }
+            _ => madt.add_structure(LocalX2Apic::new(uid, id)),
         }
     }
     madt.add_structure(IoApic::new(IOAPIC_ID, u32::try_from(IOAPIC.start).unwrap_or(0), 0));
@@ -78,9 +82,9 @@ struct LocalX2Apic {
 }
 
 impl LocalX2Apic {
-    fn new(id: u32) -> Self {
-        let id = id.to_le_bytes();
-        Self { kind: 9, length: 16, reserved: [0; 2], id, flags: 1u32.to_le_bytes(), uid: id }
+    fn new(uid: u32, id: u32) -> Self {
+        let (id, uid) = (id.to_le_bytes(), uid.to_le_bytes());
+        Self { kind: 9, length: 16, reserved: [0; 2], id, flags: 1u32.to_le_bytes(), uid }
     }
 }
 

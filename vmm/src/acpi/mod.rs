@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub(crate) use dsdt::dma_engine_path;
 
+use crate::cpus::Cpus;
 use crate::layout::low;
 use crate::memory::GuestRam;
 
@@ -25,8 +26,8 @@ const ALIGNMENT: u64 = 16;
 
 /// What the tables depend on.
 pub(crate) struct Machine<'a> {
-    /// CPUs; APIC ids are their numbers.
-    pub(crate) cpus: u32,
+    /// CPUs.
+    pub(crate) cpus: Cpus,
     /// The DMAR table after its header, if there is a VT-d unit.
     pub(crate) dmar: Option<&'a [u8]>,
     /// Guest RAM in bytes, if the guest is to learn of proximity domains.
@@ -96,7 +97,8 @@ mod tests {
     #[test]
     fn all_tables_are_reached_from_the_rsdp_with_good_checksums() {
         let ram = allocate(2 << 20).unwrap();
-        for cpus in [1, 4, MAX_CPUS] {
+        for count in [1, 4, MAX_CPUS] {
+            let cpus = Cpus { count, id_step: 1 };
             let rsdp = {
                 let affinity = Some(2 << 20);
                 write(&ram, &Machine { cpus, dmar: Some(&[45; 36]), affinity, dma_engines: 4 }).unwrap()
@@ -109,7 +111,7 @@ mod tests {
             let mut found = Vec::new();
             for entry in xsdt[36..].chunks(8) {
                 let table = read_table(&ram, u64::from_le_bytes(entry.try_into().unwrap()));
-                assert_eq!(sum(&table), 0, "{cpus} CPUs, {:?}", &table[..4]);
+                assert_eq!(sum(&table), 0, "{count} CPUs, {:?}", &table[..4]);
                 found.push(table[..4].to_vec());
                 if &table[..4] == b"FACP" {
                     let dsdt = read_table(&ram, u64::from_le_bytes(table[140..148].try_into().unwrap()));
@@ -117,10 +119,37 @@ mod tests {
                 }
                 if &table[..4] == b"APIC" {
                     // 8 bytes per CPU, 12 for the IOAPIC, 6 for the NMI.
-                    assert_eq!(table.len(), 44 + cpus as usize * 8 + 12 + 6);
+                    assert_eq!(table.len(), 44 + count as usize * 8 + 12 + 6);
                 }
             }
             assert_eq!(found, [b"FACP", b"APIC", b"MCFG", b"DMAR", b"SRAT"]);
+        }
+    }
+
+    /// Name, ids of local APICs, ids of local x2APICs.
+    type Row = (&'static str, Cpus, Vec<(u8, u8)>, Vec<(u32, u32)>);
+
+    #[test]
+    fn wide_ids_are_x2apic_structures() {
+        let rows: [Row; 3] = [
+            ("consecutive", Cpus { count: 3, id_step: 1 }, vec![(0, 0), (1, 1), (2, 2)], vec![]),
+            ("sparse", Cpus { count: 3, id_step: 127 }, vec![(0, 0), (1, 127), (2, 254)], vec![]),
+            ("wide", Cpus { count: 3, id_step: 255 }, vec![(0, 0)], vec![(1, 255), (2, 510)]),
+        ];
+        for (name, cpus, expected, expected_wide) in rows {
+            let table = fixed::madt(cpus);
+            let (mut narrow, mut wide, mut at) = (Vec::new(), Vec::new(), 44);
+            while at < table.len() {
+                let part = &table[at..at + usize::from(table[at + 1])];
+                let word = |at: usize| u32::from_le_bytes(part[at..at + 4].try_into().unwrap());
+                match part[0] {
+                    0 => narrow.push((part[2], part[3])),
+                    9 => wide.push((word(12), word(4))),
+                    _ => {}
+                }
+                at += part.len();
+            }
+            assert_eq!((narrow, wide), (expected, expected_wide), "{name}");
         }
     }
 }

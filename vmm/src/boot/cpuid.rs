@@ -4,6 +4,8 @@
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
+use crate::cpus::Place;
+
 /// Where the kernel (and with it the guest's IOMMU driver) may use a table format only if the unit walks it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Paging {
@@ -13,22 +15,6 @@ pub(crate) struct Paging {
     pub(crate) gib_pages: bool,
 }
 
-/// The place of one CPU among all: one package, no hyper-threads, APIC id = index.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// APIC id, less than `cpus`.
-    pub(crate) apic_id: u32,
-    /// CPUs in the machine, 1 to 64.
-    pub(crate) cpus: u32,
-}
-
-impl Place {
-    /// Bits of an APIC id that tell the CPUs of the package apart.
-    fn id_bits(self) -> u32 {
-        self.cpus.next_power_of_two().trailing_zeros()
-    }
-}
-
 const LA57: u32 = 1 << 16; // 7.0 ECX
 const ENQCMD: u32 = 1 << 29; // 7.0 ECX
 const PAGE_1GB: u32 = 1 << 26; // 8000_0001 EDX
@@ -36,7 +22,7 @@ const X2APIC: u32 = 1 << 21; // 1 ECX
 const TSC_DEADLINE: u32 = 1 << 24; // 1 ECX
 const HYPERVISOR: u32 = 1 << 31; // 1 ECX
 const HTT: u32 = 1 << 28; // 1 EDX
-/// Leaf 1 EBX: initial APIC id in 31:24, logical processors in 23:16.
+/// Leaf 1 EBX: the low byte of the APIC id in 31:24, number of APIC ids in 23:16.
 const LEAF1_IDS: u32 = 0xffff_0000;
 
 /// Extended topology: Intel's 0xb and 0x1f have one format.
@@ -80,22 +66,25 @@ fn hide(entry: &mut kvm_cpuid_entry2, paging: Paging) {
 /// Puts the machine's topology where leaves other than the topology leaves show it.
 fn set_place(entry: &mut kvm_cpuid_entry2, place: Place) {
     let others = place.cpus - 1;
+    // Some leaves count APIC ids rather than CPUs, in fields that are as wide as they are.
+    let ids_up_to = |largest: u32| place.last_id.min(largest);
+    let low_id = place.apic_id & 0xff;
     match (entry.function, entry.index) {
         (1, _) => {
-            entry.ebx = entry.ebx & !LEAF1_IDS | place.apic_id << 24 | place.cpus << 16;
+            entry.ebx = entry.ebx & !LEAF1_IDS | low_id << 24 | (ids_up_to(0xfe) + 1) << 16;
             entry.ecx |= X2APIC | TSC_DEADLINE | HYPERVISOR;
             entry.edx = entry.edx & !HTT | if others > 0 { HTT } else { 0 };
         }
         // Deterministic cache parameters: 31:26 cores in the package, 25:14 CPUs sharing the cache, each minus 1.
         (4, _) if entry.eax & 0x1f != 0 => {
-            entry.eax = entry.eax & 0x3fff | sharers(entry.eax, others) | others << 26
+            entry.eax = entry.eax & 0x3fff | sharers(entry.eax, ids_up_to(0xfff)) | ids_up_to(0x3f) << 26
         }
         (0x8000_001d, _) if entry.eax & 0x1f != 0 => {
-            entry.eax = entry.eax & !0x03ff_c000 | sharers(entry.eax, others);
+            entry.eax = entry.eax & !0x03ff_c000 | sharers(entry.eax, ids_up_to(0xfff));
         }
         // ECX 15:12 size of the APIC id, 7:0 cores minus 1.
         (0x8000_0008, _) => entry.ecx = entry.ecx & !0xf0ff | place.id_bits() << 12 | others,
-        (0x8000_001e, _) => (entry.eax, entry.ebx, entry.ecx) = (place.apic_id, place.apic_id, 0),
+        (0x8000_001e, _) => (entry.eax, entry.ebx, entry.ecx) = (place.apic_id, low_id, 0),
         _ => {}
     }
 }
@@ -139,6 +128,7 @@ pub(crate) fn paging(entries: &[kvm_cpuid_entry2]) -> Paging {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpus::Cpus;
 
     fn entry(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
         kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }
@@ -149,7 +139,7 @@ mod tests {
     }
 
     const ALL: Paging = Paging { five_level: true, gib_pages: true };
-    const FIRST_OF_FOUR: Place = Place { apic_id: 0, cpus: 4 };
+    const FIRST_OF_FOUR: Place = Place { apic_id: 0, cpus: 4, last_id: 3 };
 
     #[test]
     fn guests_see_only_table_formats_that_the_unit_walks() {
@@ -173,7 +163,7 @@ mod tests {
         let supported =
             [entry(0, 0, [0x1f, 0, 0, 0]), entry(1, 0, [0, 0x0504_0812, 0, 0]), entry(0xb, 0, [9; 4])];
         for (apic_id, cpus, bits) in [(0, 1, 0), (3, 4, 2), (4, 5, 3), (63, 64, 6)] {
-            let seen = filter(&supported, ALL, Place { apic_id, cpus });
+            let seen = filter(&supported, ALL, Place { apic_id, cpus, last_id: cpus - 1 });
             assert_eq!(find(&seen, 1, 0).ebx, apic_id << 24 | cpus << 16 | 0x0812);
             assert_eq!(find(&seen, 1, 0).edx & HTT != 0, cpus > 1);
             for leaf in TOPOLOGY_LEAVES {
@@ -184,6 +174,26 @@ mod tests {
                 assert_eq!((end.ebx, end.ecx), (0, 2));
             }
         }
+    }
+
+    #[test]
+    fn sparse_ids_are_told_in_full_where_there_is_room() {
+        let cpus = Cpus { count: 4, id_step: 100 };
+        assert!(cpus.ids().eq([0, 100, 200, 300]));
+        let supported = [
+            entry(0, 0, [0xb, 0, 0, 0]),
+            entry(1, 0, [0; 4]),
+            entry(4, 3, [3 | 3 << 5, 0, 0, 0]),
+            entry(0x8000_0008, 0, [0; 4]),
+            entry(0x8000_001e, 0, [0; 4]),
+        ];
+        let seen = filter(&supported, ALL, cpus.place(300));
+        let topology = find(&seen, 0xb, 1);
+        assert_eq!((topology.eax, topology.ebx, topology.edx), (9, 4, 300));
+        assert_eq!(find(&seen, 1, 0).ebx, 44 << 24 | 255 << 16);
+        assert_eq!(find(&seen, 4, 3).eax, 3 | 3 << 5 | 300 << 14 | 63 << 26);
+        assert_eq!(find(&seen, 0x8000_0008, 0).ecx, 9 << 12 | 3);
+        assert_eq!((find(&seen, 0x8000_001e, 0).eax, find(&seen, 0x8000_001e, 0).ebx), (300, 44));
     }
 
     #[test]

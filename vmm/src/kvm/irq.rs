@@ -161,6 +161,11 @@ fn route(gsi: u32, msi: Msi) -> Option<kvm_irq_routing_entry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use devices::bus::BusDevice;
+    use devices::ioapic::IoApic;
+    use iommu_core::testkit::RecordingMsi;
+    use iommu_vtd::{Capability, Profile, Unit, UnitConfig};
+    use vm_memory::Bytes;
 
     #[test]
     fn only_the_interrupt_range_is_delivered_with_wide_destinations() {
@@ -242,5 +247,116 @@ mod tests {
         assert_eq!((routes.pins_of(0x51), routes.pins_of(9)), (vec![9], vec![]));
         assert_eq!(becomes(Some(Msi { address: high, data: 0x4051 })), Some(vec![]), "edge after remapping");
         assert_eq!(routes.pins_of(0x51), Vec::<u8>::new());
+    }
+
+    /// An IOAPIC behind a unit that remaps, as [`crate::machine`] puts them together.
+    struct Behind {
+        ram: Arc<crate::memory::GuestRam>,
+        unit: Arc<Unit<crate::memory::GuestRam>>,
+        ioapic: Arc<IoApic>,
+        routes: Arc<IoapicRoutes>,
+        notes: Arc<Notes>,
+        arrived: Arc<RecordingMsi>,
+    }
+
+    const TABLE: u64 = 0x10_0000;
+    const IRE: u32 = 1 << 25;
+
+    impl Behind {
+        fn new() -> Self {
+            let ram = crate::memory::allocate(4 << 20).unwrap();
+            let capability = Capability::new(&Profile::full(46)).unwrap();
+            let arrived = Arc::new(RecordingMsi::default());
+            let config = UnitConfig { capability, source: SourceId(0) };
+            let unit = Arc::new(Unit::new(&config, (*ram).clone(), arrived.clone()));
+            let notes = Arc::new(Notes::default());
+            let routes = Arc::new(IoapicRoutes::new(notes.clone(), SOURCE, Some(unit.clone())));
+            let listener: std::sync::Weak<IoapicRoutes> = Arc::downgrade(&routes);
+            unit.add_listener(listener);
+            let sink = Arc::new(iommu_core::RemappedMsi::new(unit.clone(), arrived.clone()));
+            let ioapic = IoApic::new(SOURCE, sink, Some(routes.clone()));
+            let behind = Self { ram, unit, ioapic, routes, notes, arrived };
+            behind.unit.mmio_write(0xb8, &(TABLE | 1 << 11 | 0xf).to_le_bytes());
+            behind.unit.mmio_write(0x18, &(1u32 << 24).to_le_bytes());
+            behind.unit.mmio_write(0x18, &IRE.to_le_bytes());
+            behind
+        }
+
+        fn set_entry(&self, index: u64, entry: u128) {
+            self.ram.write_obj(entry, vm_memory::GuestAddress(TABLE + 16 * index)).unwrap();
+        }
+
+        fn program(&self, pin: u8, entry: u64) {
+            for (index, half) in [(0x11 + 2 * pin, entry >> 32), (0x10 + 2 * pin, entry & 0xffff_ffff)] {
+                self.ioapic.write(0, &[index]);
+                self.ioapic.write(0x10, &u32::try_from(half).unwrap().to_le_bytes());
+            }
+        }
+
+        fn arrivals(&self) -> Vec<u32> {
+            self.arrived
+                .sent
+                .lock()
+                .drain(..)
+                .map(|(source, msi)| {
+                    assert_eq!(source, SOURCE);
+                    msi.data
+                })
+                .collect()
+        }
+    }
+
+    /// Index 5 in remappable format, level, with pin 9 as the vector that the EOI register is matched against.
+    const PIN: u8 = 9;
+    const REMAPPABLE: u64 = 5 << 49 | 1 << 48 | 1 << 15 | 9;
+    /// Present, for the IOAPIC only, vector 51h, to CPU 1.
+    const ENTRY: u128 = 1 << 82 | 0xff00 << 64 | 1 << 32 | 0x51 << 16 | 1;
+
+    /// Linux: an edge-triggered table entry for a level-triggered pin, ended at the EOI register.
+    #[test]
+    fn a_level_pin_with_an_edge_entry_ends_at_the_eoi_register() {
+        let behind = Behind::new();
+        behind.set_entry(5, ENTRY);
+        behind.program(PIN, REMAPPABLE);
+        let line = behind.ioapic.line(PIN).unwrap();
+        line.set(true);
+        assert_eq!(behind.arrivals(), [0x4051]);
+        assert_eq!(behind.notes.0.lock().len(), 0, "no end is reported for an edge");
+        behind.ioapic.write(0x40, &[0x51]);
+        assert_eq!(behind.arrivals(), [0; 0], "the vector of the table entry is not the pin's");
+        behind.ioapic.write(0x40, &[PIN]);
+        assert_eq!(behind.arrivals(), [0x4051], "still asserted");
+        line.set(false);
+        behind.ioapic.write(0x40, &[PIN]);
+        assert_eq!(behind.arrivals(), [0; 0]);
+    }
+
+    /// The manual: a level-triggered entry, whose end the local APIC reports by the vector that it saw.
+    #[test]
+    fn a_level_entry_ends_by_the_vector_that_arrived() {
+        let behind = Behind::new();
+        behind.set_entry(5, ENTRY | 1 << 4);
+        behind.program(PIN, REMAPPABLE);
+        behind.ioapic.line(PIN).unwrap().set(true);
+        assert_eq!(behind.arrivals(), [0xc051]);
+        assert_eq!(behind.notes.0.lock().last(), Some(&vec![(9, 0xfee0_1000, 0xc051)]));
+        assert_eq!((behind.routes.pins_of(0x51), behind.routes.pins_of(PIN)), (vec![PIN], vec![]));
+        behind.ioapic.eoi_pin(PIN);
+        assert_eq!(behind.arrivals(), [0xc051], "still asserted");
+        behind.unit.mmio_write(0x18, &[0; 4]);
+        let unmapped = vec![(9, 0xfee0_00b0, 0xc009)];
+        assert_eq!(behind.notes.0.lock().last(), Some(&unmapped), "remapping off");
+    }
+
+    #[test]
+    fn an_entry_for_another_source_keeps_the_pin_silent() {
+        let behind = Behind::new();
+        behind.set_entry(5, ENTRY ^ 1 << 64);
+        behind.program(PIN, REMAPPABLE);
+        behind.ioapic.line(PIN).unwrap().set(true);
+        assert_eq!(behind.arrivals(), [0; 0]);
+        let mut status = [0; 4];
+        behind.unit.mmio_read(0x34, &mut status);
+        assert_eq!(status[0] & 2, 2, "a fault is recorded");
     }
 }

@@ -17,9 +17,10 @@ use vm_memory::{Bytes, GuestAddress};
 use super::vcpu::{Exits, Vcpus};
 use super::vm::Vm;
 use super::{DEVICE, Error};
-use crate::boot::cpuid::{Paging, Place};
+use crate::boot::cpuid::Paging;
 use crate::boot::linux::{Entry, Protocol};
 use crate::boot::regs;
+use crate::cpus::Place;
 use crate::layout::low;
 use crate::memory::allocate;
 use crate::outcome::{Ending, Outcome};
@@ -162,7 +163,7 @@ fn guest(kvm: &Kvm) -> Result<(Vm, kvm_ioctls::VcpuFd), Error> {
     let protocol = Protocol::Linux64;
     regs::write_tables(&ram, protocol).map_err(no_memory)?;
     let vm = Vm::new(kvm, ram)?;
-    let place = Place { apic_id: 0, cpus: 1 };
+    let place = Place::ALONE;
     let paging = Paging { five_level: false, gib_pages: true };
     let vcpu = vm.create_vcpu(place, paging, Some(&Entry { address: low::END, protocol }))?;
     Ok((vm, vcpu))

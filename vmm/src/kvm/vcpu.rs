@@ -186,9 +186,10 @@ fn for_each_port_access(fd: &mut VcpuFd, data: (*mut u8, usize), mut access: imp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::cpuid::{Paging, Place};
+    use crate::boot::cpuid::Paging;
     use crate::boot::linux::{Entry, Protocol};
     use crate::boot::regs;
+    use crate::cpus::Place;
     use crate::kvm::irq::{IoapicRoutes, KvmMsi};
     use crate::kvm::vm::Vm;
     use crate::layout::{IOAPIC, low};
@@ -238,7 +239,7 @@ mod tests {
             };
             let ram = allocate(2 << 20).unwrap();
             let vm = Vm::new(&kvm, ram.clone()).unwrap();
-            let place = Place { apic_id: 0, cpus: 1 };
+            let place = Place::ALONE;
             let fd = vm.create_vcpu(place, Paging { five_level: false, gib_pages: true }, None).unwrap();
             let notes = Arc::new(Notes(Mutex::default(), Arc::new(Ending::new().unwrap())));
             Some(Self { vm, ram, fd, notes, ioapic: None, end_of_interrupt: Box::new(|_| ()) })

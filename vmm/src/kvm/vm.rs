@@ -7,9 +7,10 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::Error;
-use crate::boot::cpuid::{self, Paging, Place};
+use crate::boot::cpuid::{self, Paging};
 use crate::boot::linux::Entry;
 use crate::boot::regs;
+use crate::cpus::{Cpus, Place};
 use crate::layout::{KVM_PRIVATE, gsi};
 use crate::memory::GuestRam;
 
@@ -93,6 +94,9 @@ impl Vm {
         let cpuid = CpuId::from_entries(&entries).map_err(|_| Error::missing("room for the CPUID"))?;
         vcpu.set_cpuid2(&cpuid).map_err(Error::of("setting the CPUID"))?;
         set_msrs(&vcpu)?;
+        if place.apic_id >= Cpus::FIRST_WIDE_ID {
+            wide_id_mode(&vcpu)?;
+        }
         if let Some(entry) = entry {
             let mut special = vcpu.get_sregs().map_err(Error::of("reading CPU registers"))?;
             regs::special(entry.protocol, &mut special);
@@ -101,6 +105,15 @@ impl Vm {
         }
         Ok(vcpu)
     }
+}
+
+/// Puts a local APIC into x2APIC mode, as firmware does before it hands over CPUs whose ids need it.
+fn wide_id_mode(vcpu: &VcpuFd) -> Result<(), Error> {
+    /// `IA32_APIC_BASE.EXTD`.
+    const EXTD: u64 = 1 << 10;
+    let mut special = vcpu.get_sregs().map_err(Error::of("reading CPU registers"))?;
+    special.apic_base |= EXTD;
+    vcpu.set_sregs(&special).map_err(Error::of("switching a local APIC to x2APIC mode"))
 }
 
 fn set_msrs(vcpu: &VcpuFd) -> Result<(), Error> {

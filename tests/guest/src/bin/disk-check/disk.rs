@@ -18,19 +18,21 @@ pub(crate) struct Disk {
     pub(crate) name: String,
     pub(crate) sectors: u64,
     pub(crate) id: String,
+    /// Type of its IOMMU group; none: any that translates.
+    pub(crate) group: Option<String>,
 }
 
 impl Disk {
     /// Waits for the disk: its driver may still be at work.
-    pub(crate) fn find(name: &str, sectors: u64, id: &str) -> Result<Self> {
-        let disk = Self { name: name.to_owned(), sectors, id: id.to_owned() };
+    pub(crate) fn find(name: &str, sectors: u64, id: &str, group: Option<String>) -> Result<Self> {
+        let disk = Self { name: name.to_owned(), sectors, id: id.to_owned(), group };
         disk.wait()?;
         Ok(disk)
     }
 
     /// Another disk, with the same contents and no id of interest.
     pub(crate) fn named(name: Option<&String>, sectors: u64) -> Self {
-        Self { name: name.cloned().unwrap_or_default(), sectors, id: String::new() }
+        Self { name: name.cloned().unwrap_or_default(), sectors, id: String::new(), group: None }
     }
 
     /// Until its device file is there.

@@ -1,7 +1,8 @@
 //! Judges virtio disks from inside a guest: contents, sizes, caches, parallel requests, resets; and that their
 //! DMA goes through the IOMMU.
 //!
-//! `disk-check DISK SECTORS ID [READ_ONLY_DISK]`. The host has filled DISK with [`pattern::HOST`]; the program leaves
+//! `disk-check [group=TYPE] DISK SECTORS ID [READ_ONLY_DISK]`. The IOMMU group has to be of that type, or of any that
+//! translates. The host has filled DISK with [`pattern::HOST`]; the program leaves
 //! [`pattern::GUEST`] in its second half. Prints TAP, as svm-selftest does.
 #![forbid(unsafe_code)]
 
@@ -17,6 +18,8 @@ use anyhow::{Context, Result};
 
 use disk::Disk;
 
+const GROUP: &str = "group=";
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match run(&arguments) {
@@ -31,9 +34,10 @@ fn main() -> ExitCode {
 
 fn run(arguments: &[String]) -> Result<bool> {
     println!("TAP version 14");
-    let mut words = arguments.iter();
+    let mut words = arguments.iter().peekable();
+    let group = words.next_if(|word| word.starts_with(GROUP)).map(|word| word[GROUP.len()..].to_owned());
     let mut word = |what: &str| words.next().with_context(|| format!("{what} is missing"));
-    let disk = Disk::find(word("DISK")?, word("SECTORS")?.parse()?, word("ID")?)?;
+    let disk = Disk::find(word("DISK")?, word("SECTORS")?.parse()?, word("ID")?, group)?;
     let read_only = words.next();
     let mut cases = cases::ALL.to_vec();
     if read_only.is_some() {

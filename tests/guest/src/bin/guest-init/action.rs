@@ -23,7 +23,7 @@ pub(crate) enum Action {
     Sleep,
     /// Start the kernel that the image holds, in place of the running one.
     Kexec,
-    /// Go as far towards a hibernated machine as the kernel's test mode of this name does, and back.
+    /// Go as far towards a hibernated machine as the kernel's test mode of this name does, and back; `disk`: hibernate.
     Hibernate(String),
     /// The command line holds something that is none of the above.
     Unknown(String),
@@ -48,7 +48,7 @@ fn one(value: &str) -> Action {
         ("triple-fault", "") => Action::TripleFault,
         ("sleep", "") => Action::Sleep,
         ("kexec", "") => Action::Kexec,
-        ("hibernate", mode @ ("devices" | "platform" | "processors" | "core")) => {
+        ("hibernate", mode @ ("devices" | "platform" | "processors" | "core" | "disk")) => {
             Action::Hibernate(mode.to_owned())
         }
         ("exit", status) => status.parse().map_or_else(|_| Action::Unknown(value.to_owned()), Action::Exit),

@@ -14,6 +14,7 @@
 //! | `@sleep` | waits to be stopped |
 //! | `@kexec` | starts `/boot/bzImage` with `/boot/initrd` in place of the running kernel; `svmm.next=` becomes its `svmm.run=` |
 //! | `@hibernate:MODE` | suspends and resumes as `/sys/power/pm_test` has it: `devices`, `platform`, `processors`, `core` |
+//! | `@hibernate:disk` | hibernates to the first disk and powers off; a kernel with `resume=/dev/vda` goes on after it |
 //!
 //! Without `svmm.run=`: a shell if the image holds one, else the selftest. With the word
 //! `svmm.verbose` kernel messages keep reaching the console while programs run; with `svmm.unbound` the endpoint
@@ -26,10 +27,11 @@ mod action;
 mod endpoint;
 mod klog;
 mod modules;
+mod power;
 mod sys;
 mod units;
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, ExitStatus};
@@ -105,8 +107,8 @@ fn perform(actions: &[Action]) -> Option<u32> {
                 println!("guest-init: the kernel did not panic: it needs CONFIG_MAGIC_SYSRQ");
             }
             Action::Sleep => sleep(),
-            Action::Kexec => println!("guest-init: kexec: {:#}", kexec()),
-            Action::Hibernate(mode) => note(hibernate(mode)),
+            Action::Kexec => println!("guest-init: kexec: {:#}", power::kexec()),
+            Action::Hibernate(mode) => note(power::hibernate(mode)),
             Action::Unknown(word) => {
                 println!("guest-init: svmm.run={word} is not understood");
                 note(NOT_UNDERSTOOD);
@@ -117,40 +119,6 @@ fn perform(actions: &[Action]) -> Option<u32> {
         print_log(klog::relevant);
     }
     status
-}
-
-/// Starts the kernel that the image holds; returns only when that cannot be.
-fn kexec() -> anyhow::Error {
-    let attempt = || -> Result<()> {
-        let open = |path| File::open(path).with_context(|| format!("cannot open {path}"));
-        let line = action::next_command_line(&fs::read_to_string("/proc/cmdline")?);
-        sys::kexec_load(&open("/boot/bzImage")?, &open("/boot/initrd")?, &line).context("kexec_file_load")
-    };
-    if let Err(error) = attempt() {
-        return error;
-    }
-    sys::drain_console();
-    sys::end(Ending::Kexec).into()
-}
-
-/// Suspends the machine as for hibernation, as far as `mode` says, and resumes it; 0 if the kernel did.
-fn hibernate(mode: &str) -> u32 {
-    let attempt = || -> Result<()> {
-        let write = |file: &str, text| fs::write(file, text).with_context(|| format!("cannot write {file}"));
-        write("/sys/power/pm_test", mode)?;
-        write("/sys/power/disk", "shutdown")?;
-        write("/sys/power/state", "disk")
-    };
-    match attempt() {
-        Ok(()) => {
-            println!("guest-init: resumed");
-            0
-        }
-        Err(error) => {
-            println!("guest-init: hibernation: {error:#}");
-            NOT_STARTED
-        }
-    }
 }
 
 fn default_action() -> Action {
@@ -182,7 +150,9 @@ fn try_run(words: &[String]) -> Result<ExitStatus> {
     let mut command = Command::new(program);
     command.args(arguments).env_clear().envs([("PATH", "/bin:/sbin"), ("HOME", "/tmp"), ("TERM", "vt100")]);
     command.current_dir("/tmp");
-    sys::with_terminal(&mut command);
+    // Programs tell results with their last lines; only shells want job control.
+    let shell = matches!(program.rsplit('/').next(), Some("sh" | "busybox"));
+    sys::with_session(&mut command, shell);
     let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     let status = sys::reap_until(child.id()).with_context(|| format!("cannot wait for {program}"))?;
     Ok(ExitStatus::from_raw(status))

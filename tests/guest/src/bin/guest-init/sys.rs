@@ -63,6 +63,13 @@ pub(crate) fn kexec_load(kernel: &File, initrd: &File, command_line: &str) -> io
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Lets the kernel use a disk as swap.
+pub(crate) fn swap_on(disk: &str) -> io::Result<()> {
+    let disk = CString::new(disk)?;
+    // SAFETY: the string is NUL-terminated and outlives the call.
+    check(unsafe { libc::swapon(disk.as_ptr(), 0) }).map(drop)
+}
+
 /// Writes 32 bits to an I/O port.
 pub(crate) fn write_port(port: u16, value: u32) -> io::Result<()> {
     // SAFETY: takes no pointer; grants this process four ports.
@@ -98,14 +105,17 @@ pub(crate) fn console_level(level: i32) {
     unsafe { libc::klogctl(CONSOLE_LEVEL, std::ptr::null_mut(), level) };
 }
 
-/// Lets the program have its own session with standard input as the controlling terminal.
-pub(crate) fn with_terminal(command: &mut Command) {
+/// Lets the program have its own session; with standard input as the `controlling` terminal, if that is wanted. When
+/// such a session ends, the kernel throws away what the terminal has not sent yet.
+pub(crate) fn with_session(command: &mut Command, controlling: bool) {
     let input = io::stdin().as_raw_fd();
     let prepare = move || {
         // SAFETY: takes no pointer; runs in the new process, which leads no group yet.
         unsafe { libc::setsid() };
-        // SAFETY: the request's argument is an integer. A refusal leaves the program without job control.
-        unsafe { libc::ioctl(input, libc::TIOCSCTTY, 1) };
+        if controlling {
+            // SAFETY: the request's argument is an integer. A refusal leaves the program without job control.
+            unsafe { libc::ioctl(input, libc::TIOCSCTTY, 1) };
+        }
         Ok(())
     };
     // SAFETY: the closure makes two system calls and neither allocates nor takes locks.

@@ -6,12 +6,13 @@ use anyhow::{Context, Result, ensure};
 use guest::endpoint::{Operation, Queue, Reason, Ticket};
 use guest::expect::{same, success};
 use guest::sys::{PAGE, PAGE_BYTES};
+use guest::wait::{patience, wait_until};
 
 use super::{Case, Needs};
 use crate::bench::{Bench, DESTINATION, SOURCE, VIEW, refused};
 use crate::fault_queue::FaultQueue;
 use crate::rig::{Rig, target};
-use crate::sys::{Id, PageRights, Response};
+use crate::sys::{FaultRecord, Id, PageRights, Response};
 use crate::tables::{READ_ONLY, READ_WRITE, Tables};
 use crate::view::View;
 
@@ -54,14 +55,18 @@ impl<'a> Served<'a> {
     /// The page request of a waiting descriptor, as expected.
     fn request(&self, ticket: Ticket, address: u64, rights: PageRights) -> Result<u32> {
         let record = self.faults.one()?;
+        self.judge(ticket, &record, address, rights)?;
+        Ok(record.cookie)
+    }
+
+    fn judge(&self, ticket: Ticket, record: &FaultRecord, address: u64, rights: PageRights) -> Result<()> {
         let place = record.address == address && record.pasid == self.pasid;
         ensure!(place && record.device == self.rig.vfio.id(), "expected {address:#x}: {record:x?}");
         // An endpoint may ask for reading besides.
         let enough = record.rights().write == rights.write && (record.rights().read || !rights.read);
         ensure!(enough && record.last, "expected {rights:?}: {record:x?}");
         ensure!(self.queue.poll(ticket).is_none(), "the descriptor did not wait");
-        ensure!(self.queue.is_waiting(), "the queue does not say that it waits");
-        Ok(record.cookie)
+        wait_until(patience(), || self.queue.is_waiting()).context("the queue does not say that it waits")
     }
 
     fn respond(&self, cookie: u32, response: Response) -> Result<()> {
@@ -78,12 +83,19 @@ fn resumes(bench: &mut Bench<'_>) -> Result<()> {
         let source = View::random(&rig.memory, SOURCE, VIEW, &mut bench.random)?;
         let destination = View::random(&rig.memory, DESTINATION, VIEW, &mut bench.random)?;
         let ticket = served.queue.start(&Operation::copy(SOURCE, DESTINATION, source.len()));
+        let mut awaited = Vec::new();
         for page in 0..VIEW {
-            for (view, rights) in [(&source, READ), (&destination, WRITE)] {
-                let cookie = served.request(ticket, view.page(page), rights)?;
-                served.tables.map(view.page(page), view.pages[page].address, READ_WRITE)?;
-                served.respond(cookie, Response::Success)?;
-            }
+            awaited.push(((source.page(page), source.pages[page].address), READ));
+            awaited.push(((destination.page(page), destination.pages[page].address), WRITE));
+        }
+        while !awaited.is_empty() {
+            // In which order it asks is up to the device.
+            let record = served.faults.one()?;
+            let known = awaited.iter().position(|((at, _), _)| *at == record.address);
+            let ((at, to), rights) = awaited.swap_remove(known.with_context(|| format!("{record:x?}"))?);
+            served.judge(ticket, &record, at, rights)?;
+            served.tables.map(at, to, READ_WRITE)?;
+            served.respond(record.cookie, Response::Success)?;
         }
         let completion = served.queue.wait(ticket)?;
         success(&completion, source.len()).with_context(|| target(pasid))?;
