@@ -39,7 +39,7 @@ fn judge(outcome: &Outcome, expected: usize) {
 /// The first kernel has used the unit when the second one starts, which finds and uses it anew.
 #[test]
 #[ignore = "needs a guest: run cargo lab test"]
-fn another_kernel_takes_over() {
+fn goes_on_in_another_kernel() {
     let guest = Guest::new().run(SHORT).run("@kexec").then(SHORT).then("@dmesg");
     let outcome = guest.boot().unwrap();
     assert_eq!(outcome.console.matches("guest-init: up after").count(), 2, "{}", told(&outcome));
@@ -55,7 +55,7 @@ fn another_kernel_takes_over() {
 /// written.
 #[test]
 #[ignore = "needs a guest: run cargo lab test"]
-fn suspends_and_resumes() {
+fn goes_on_after_a_suspend() {
     let guest = Guest::new().word("hibernate.pm_test_delay=1");
     let outcome = guest.run(SHORT).run("@hibernate:core").run(SHORT).run("@dmesg").boot().unwrap();
     assert!(outcome.console.contains("guest-init: resumed"), "{}", told(&outcome));
@@ -67,7 +67,7 @@ fn suspends_and_resumes() {
 /// puts back what it had. The disk's own DMA is translated as well.
 #[test]
 #[ignore = "needs a guest: run cargo lab test"]
-fn hibernates_and_goes_on_in_another_machine() {
+fn goes_on_in_another_machine() {
     const DISK_BYTES: u64 = 512 << 20;
     let disk = Image::blank("hibernation", DISK_BYTES).unwrap();
     let guest = Guest::new().disk(&disk.text()).word("resume=/dev/vda");
