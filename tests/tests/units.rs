@@ -111,11 +111,12 @@ fn a_disk_behind_each_second_stage() {
     }
 }
 
-/// Memory that firmware reserved for the endpoint is mapped one to one for it from the start.
+/// Memory that firmware reserved for the endpoint is mapped one to one for it from the start; and the rest that the
+/// table tells of a unit arrives.
 #[test]
 #[ignore = "needs a guest: run cargo lab test"]
 fn reserved_memory_is_mapped_for_its_device() {
-    let guest = guest().svm("rmrr-mib=2,satc=on").run("@dmesg").run("@exit:0");
+    let guest = guest().iommu("full,node=0").svm("rmrr-mib=2,satc=on").run("@dmesg").run("@exit:0");
     let outcome = guest.boot().unwrap();
     assert_eq!(outcome.code, 0, "{}", outcome.tail());
     let direct = format!("{FIRST}{ENDPOINT} direct 0x000000001fe00000 0x000000001fffffff");
@@ -123,5 +124,7 @@ fn reserved_memory_is_mapped_for_its_device() {
     let log = outcome.kernel_log().unwrap();
     assert!(log.says("DMAR: RMRR base: 0x0000001fe00000 end: 0x0000001fffffff"), "{}", outcome.tail());
     assert!(log.says("DMAR: SATC flags: 0x0"), "{}", outcome.tail());
+    assert!(log.says("DMAR: RHSA base: 0x000000fed90000 proximity domain: 0x0"), "{}", outcome.tail());
+    assert!(log.says("ACPI: SRAT 0x"), "{}", outcome.tail());
     assert_eq!(log.complaints(), [""; 0]);
 }

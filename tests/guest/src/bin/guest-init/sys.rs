@@ -126,14 +126,17 @@ pub(crate) fn console_level(level: i32) {
     unsafe { libc::klogctl(CONSOLE_LEVEL, std::ptr::null_mut(), level) };
 }
 
-/// Lets the program have its own session with standard input as the controlling terminal.
-pub(crate) fn with_terminal(command: &mut Command) {
+/// Lets the program have its own session; with standard input as the `controlling` terminal, if that is wanted. When
+/// such a session ends, the kernel throws away what the terminal has not sent yet.
+pub(crate) fn with_session(command: &mut Command, controlling: bool) {
     let input = io::stdin().as_raw_fd();
     let prepare = move || {
         // SAFETY: takes no pointer; runs in the new process, which leads no group yet.
         unsafe { libc::setsid() };
-        // SAFETY: the request's argument is an integer. A refusal leaves the program without job control.
-        unsafe { libc::ioctl(input, libc::TIOCSCTTY, 1) };
+        if controlling {
+            // SAFETY: the request's argument is an integer. A refusal leaves the program without job control.
+            unsafe { libc::ioctl(input, libc::TIOCSCTTY, 1) };
+        }
         Ok(())
     };
     // SAFETY: the closure makes two system calls and neither allocates nor takes locks.
