@@ -7,8 +7,8 @@ mod namespace;
 mod svm;
 mod units;
 
-use crate::boot::cpuid::Cpus;
 use crate::cli::RunArgs;
+use crate::cpus::Cpus;
 use crate::layout::{LOW_RAM_LIMIT, low};
 
 pub(crate) use complaint::{Complaint, reasons};

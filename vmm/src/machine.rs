@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::boot::linux::{self, Entry};
 use crate::boot::{params, regs};
 use crate::config::{Complaint, Config, DiskFile, Placement, SerialTarget, SvmSpec, reasons};
+use crate::cpus::Cpus;
 use crate::event_loop::{self, Keyboard};
 use crate::kvm::irq::{IoapicRoutes, KvmMsi};
 use crate::kvm::vcpu::{Exits, Vcpus};
@@ -59,6 +60,7 @@ impl Machine {
         })?;
         let vm = Vm::new(&kvm, ram.clone()).map_err(|error| kvm_refused(&error))?;
         check_width(config.memory_bytes, vm.physical_bits())?;
+        check_ids(config.cpus, kvm.get_max_vcpu_id())?;
         let ending = Ending::new().map_err(|error| host_refused("an event", &error))?;
         let ending = Arc::new(ending);
         let around = Surroundings {
@@ -110,6 +112,20 @@ fn kvm_refused(error: &crate::kvm::Error) -> Complaint {
 
 fn host_refused(what: &str, error: &dyn std::error::Error) -> Complaint {
     Complaint::new("host", format_args!("does not give {what} ({})", reasons(error)), "raise its limits")
+}
+
+/// Whether KVM has CPUs with such ids; `limit` is exclusive.
+fn check_ids(cpus: Cpus, limit: usize) -> Result<(), Complaint> {
+    let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+    if cpus.last_id() < limit {
+        return Ok(());
+    }
+    let most = limit.saturating_sub(1) / (cpus.count - 1).max(1);
+    Err(Complaint::new(
+        format_args!("--apic-id-step {}", cpus.id_step),
+        format_args!("this host's KVM has APIC ids below {limit}"),
+        format_args!("give at most {most}"),
+    ))
 }
 
 /// Whether guest-physical addresses of `bits` bits reach all of the memory.
@@ -294,5 +310,25 @@ fn impossible(error: &dyn std::error::Error) -> Complaint {
 impl From<BusError> for Complaint {
     fn from(error: BusError) -> Self {
         impossible(&error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (name, CPUs, step, KVM's limit, complaint)
+    #[test]
+    fn ids_beyond_what_kvm_has_are_refused() {
+        let rows = [
+            ("consecutive", 64, 1, 64, None),
+            ("the last id", 4, 1365, 4096, None),
+            ("one more", 4, 1366, 4096, Some("give at most 1365")),
+            ("one CPU", 1, 32767, 1, None),
+        ];
+        for (name, count, id_step, limit, expected) in rows {
+            let complaint = check_ids(Cpus { count, id_step }, limit).err();
+            assert_eq!(complaint.map(|complaint| complaint.remedy).as_deref(), expected, "{name}");
+        }
     }
 }

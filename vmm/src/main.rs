@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | [`cli`], [`usage`], [`config`] | what the user wants, what clap has against it, checked |
 //! | [`machine`] | where everything is put together, and nothing else |
-//! | [`layout`], [`memory`] | the guest's address space and RAM |
+//! | [`layout`], [`memory`], [`cpus`] | the guest's address space, RAM, and CPUs with their APIC ids |
 //! | [`iommu`], [`units`] | a VT-d unit as this machine has it, and all of them |
 //! | [`kvm`] | virtual machine, CPUs, interrupts |
 //! | [`boot`], [`acpi`] | how a kernel is started and what it is told |
@@ -15,6 +15,7 @@ mod acpi;
 mod boot;
 mod cli;
 mod config;
+mod cpus;
 mod doctor;
 mod event_loop;
 mod iommu;

@@ -163,6 +163,19 @@ impl Bench {
 
     /// Submits one descriptor and a wait through a fresh queue, which is then switched off again.
     pub(crate) fn submit(&self, descriptor: u64, levels: u32) {
+        self.prepare(descriptor, levels);
+        self.kick();
+        self.command(levels);
+    }
+
+    /// Has the tail of the prepared queue written, and finds the wait completed.
+    pub(crate) fn kick(&self) {
+        self.write32(0x88, 64);
+        assert_eq!(self.word(STATUS), 2);
+    }
+
+    /// Switches a fresh queue on, with one descriptor and a wait before the tail that [`Self::kick`] writes.
+    pub(crate) fn prepare(&self, descriptor: u64, levels: u32) {
         let words = [descriptor, 0, 0, 0, 2 << 32 | 0x25, STATUS, 0, 0];
         for (at, word) in (RING..).step_by(8).zip(words) {
             self.set_word(at, word);
@@ -171,9 +184,6 @@ impl Bench {
         self.write64(0x90, RING | 1 << 11 | 1);
         self.write64(0x88, 0);
         self.command(levels | QIE);
-        self.write32(0x88, 64);
-        assert_eq!(self.word(STATUS), 2, "descriptor {descriptor:#x}");
-        self.command(levels);
     }
 }
 

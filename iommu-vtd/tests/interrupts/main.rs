@@ -4,6 +4,8 @@
 mod bench;
 mod commands;
 mod conditions;
+mod differences;
+mod drain;
 mod formats;
 mod history;
 mod model;

@@ -5,7 +5,7 @@ use acpi_tables::sdt::Sdt;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::{HEADER, OEM_ID, OEM_REVISION, OEM_TABLE_ID};
-use crate::boot::cpuid::Cpus;
+use crate::cpus::Cpus;
 use crate::memory::ranges;
 
 /// The one domain.

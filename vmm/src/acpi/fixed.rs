@@ -10,7 +10,7 @@ use iommu_vtd::dmar;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::{HEADER, OEM_ID, OEM_REVISION, OEM_TABLE_ID, bytes};
-use crate::boot::cpuid::Cpus;
+use crate::cpus::Cpus;
 use crate::layout::{ECAM, IOAPIC, IOAPIC_ID, LOCAL_APIC, port};
 
 /// IA-PC boot flags (§5.2.9.3): no VGA, no CMOS clock. Neither 8042 (bit 1) nor other legacy devices (bit 0).

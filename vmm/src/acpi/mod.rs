@@ -12,7 +12,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 pub(crate) use dsdt::dma_engine_path;
 
-use crate::boot::cpuid::Cpus;
+use crate::cpus::Cpus;
 use crate::layout::low;
 use crate::memory::GuestRam;
 

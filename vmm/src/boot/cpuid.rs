@@ -4,6 +4,8 @@
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
+use crate::cpus::Place;
+
 /// Where the kernel (and with it the guest's IOMMU driver) may use a table format only if the unit walks it too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Paging {
@@ -11,58 +13,6 @@ pub(crate) struct Paging {
     pub(crate) five_level: bool,
     /// The unit takes 1 GiB pages in the first stage (FS1GP).
     pub(crate) gib_pages: bool,
-}
-
-/// The CPUs of a machine: one package, no hyper-threads. APIC ids are multiples of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cpus {
-    /// How many, 1 to 64.
-    pub(crate) count: u32,
-    /// The distance of their APIC ids, from 1 on.
-    pub(crate) id_step: u32,
-}
-
-impl Cpus {
-    /// The largest APIC id that Linux takes.
-    pub(crate) const MAX_ID: u32 = 0x7fff;
-    /// The smallest APIC id that only an x2APIC has.
-    pub(crate) const FIRST_WIDE_ID: u32 = 255;
-
-    /// All APIC ids, ascending.
-    pub(crate) fn ids(self) -> impl Iterator<Item = u32> {
-        (0..self.count).map(move |index| index.saturating_mul(self.id_step))
-    }
-
-    /// The last of them.
-    pub(crate) fn last_id(self) -> u32 {
-        (self.count - 1).saturating_mul(self.id_step)
-    }
-
-    /// The place of the CPU with this APIC id.
-    pub(crate) fn place(self, apic_id: u32) -> Place {
-        Place { apic_id, cpus: self.count, last_id: self.last_id() }
-    }
-}
-
-/// The place of one CPU among all.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
-    /// APIC id, at most `last_id`.
-    pub(crate) apic_id: u32,
-    /// CPUs in the machine, 1 to 64.
-    pub(crate) cpus: u32,
-    /// The largest APIC id of the machine, `cpus - 1` or more, at most [`Cpus::MAX_ID`].
-    pub(crate) last_id: u32,
-}
-
-impl Place {
-    /// The place of the only CPU.
-    pub(crate) const ALONE: Self = Self { apic_id: 0, cpus: 1, last_id: 0 };
-
-    /// Bits of an APIC id that tell the CPUs of the package apart.
-    fn id_bits(self) -> u32 {
-        (self.last_id + 1).next_power_of_two().trailing_zeros()
-    }
 }
 
 const LA57: u32 = 1 << 16; // 7.0 ECX
@@ -178,6 +128,7 @@ pub(crate) fn paging(entries: &[kvm_cpuid_entry2]) -> Paging {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpus::Cpus;
 
     fn entry(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
         kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() }

@@ -186,9 +186,10 @@ fn for_each_port_access(fd: &mut VcpuFd, data: (*mut u8, usize), mut access: imp
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::boot::cpuid::{Paging, Place};
+    use crate::boot::cpuid::Paging;
     use crate::boot::linux::{Entry, Protocol};
     use crate::boot::regs;
+    use crate::cpus::Place;
     use crate::kvm::irq::{IoapicRoutes, KvmMsi};
     use crate::kvm::vm::Vm;
     use crate::layout::{IOAPIC, low};

@@ -7,9 +7,10 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 use super::Error;
-use crate::boot::cpuid::{self, Cpus, Paging, Place};
+use crate::boot::cpuid::{self, Paging};
 use crate::boot::linux::Entry;
 use crate::boot::regs;
+use crate::cpus::{Cpus, Place};
 use crate::layout::{KVM_PRIVATE, gsi};
 use crate::memory::GuestRam;
 

@@ -101,58 +101,65 @@ fn memory_that_is_not_there_is_no_panic() {
     }
 }
 
+type Make = fn(&mut Rig);
+
+const MALFORMED: [(&str, Make); 14] = [
+    ("a request whose status points nowhere", |rig| {
+        rig.descriptor(DESCRIPTORS, 0, (HEADER, 16, false), (1, 1));
+        rig.descriptor(DESCRIPTORS, 1, (STATUS, 1, true), (3, QUEUE));
+        rig.offer(0);
+    }),
+    ("a request whose status points to itself", |rig| {
+        rig.descriptor(DESCRIPTORS, 0, (HEADER, 16, false), (1, 1));
+        rig.descriptor(DESCRIPTORS, 1, (STATUS, 1, true), (3, 1));
+        rig.offer(0);
+    }),
+    ("head out of range", |rig| rig.offer(QUEUE)),
+    ("far head", |rig| rig.offer(u16::MAX)),
+    ("a circle", |rig| {
+        rig.descriptor(DESCRIPTORS, 0, (HEADER, 16, false), (1, 0));
+        rig.offer(0);
+    }),
+    ("next out of range", |rig| {
+        rig.descriptor(DESCRIPTORS, 0, (HEADER, 16, false), (1, QUEUE));
+        rig.offer(0);
+    }),
+    ("to be read behind to be written", |rig| {
+        rig.chain(DESCRIPTORS, 0, QUEUE, &[(DATA, 512, true), (HEADER, 16, false), (STATUS, 1, true)]);
+        rig.offer(0);
+    }),
+    ("no status", |rig| {
+        rig.chain(DESCRIPTORS, 0, QUEUE, &[(HEADER, 16, false)]);
+        rig.offer(0);
+    }),
+    ("an empty status", |rig| {
+        rig.chain(DESCRIPTORS, 0, QUEUE, &[(HEADER, 16, false), (STATUS, 0, true)]);
+        rig.offer(0);
+    }),
+    ("2^32 bytes", |rig| {
+        rig.chain(DESCRIPTORS, 0, QUEUE, &[(HEADER, 16, false), (DATA, u32::MAX, true), (STATUS, 1, true)]);
+        rig.offer(0);
+    }),
+    ("an indirect table in an indirect table", |rig| {
+        rig.descriptor(TABLE, 0, (TABLE, 16, false), (4, 0));
+        rig.descriptor(DESCRIPTORS, 0, (TABLE, 16, false), (4, 0));
+        rig.offer(0);
+    }),
+    ("an indirect table of half a descriptor", |rig| {
+        rig.descriptor(DESCRIPTORS, 0, (TABLE, 24, false), (4, 0));
+        rig.offer(0);
+    }),
+    ("an indirect circle", |rig| {
+        rig.descriptor(TABLE, 0, (HEADER, 1, false), (1, 0));
+        rig.descriptor(DESCRIPTORS, 0, (TABLE, 0xf_fff0, false), (4, 0));
+        rig.offer(0);
+    }),
+    ("available index too far", |rig| rig.poke(AVAILABLE + 2, &[QUEUE.to_le_bytes()[0] + 1, 0])),
+];
+
 #[test]
 fn malformed_chains_end_in_needs_reset() {
-    type Make = fn(&mut Rig);
-    let rows: [(&str, Make); 12] = [
-        ("head out of range", |rig| rig.offer(QUEUE)),
-        ("far head", |rig| rig.offer(u16::MAX)),
-        ("a circle", |rig| {
-            rig.descriptor(DESCRIPTORS, 0, (HEADER, 16, false), (1, 0));
-            rig.offer(0);
-        }),
-        ("next out of range", |rig| {
-            rig.descriptor(DESCRIPTORS, 0, (HEADER, 16, false), (1, QUEUE));
-            rig.offer(0);
-        }),
-        ("to be read behind to be written", |rig| {
-            rig.chain(DESCRIPTORS, 0, QUEUE, &[(DATA, 512, true), (HEADER, 16, false), (STATUS, 1, true)]);
-            rig.offer(0);
-        }),
-        ("no status", |rig| {
-            rig.chain(DESCRIPTORS, 0, QUEUE, &[(HEADER, 16, false)]);
-            rig.offer(0);
-        }),
-        ("an empty status", |rig| {
-            rig.chain(DESCRIPTORS, 0, QUEUE, &[(HEADER, 16, false), (STATUS, 0, true)]);
-            rig.offer(0);
-        }),
-        ("2^32 bytes", |rig| {
-            rig.chain(
-                DESCRIPTORS,
-                0,
-                QUEUE,
-                &[(HEADER, 16, false), (DATA, u32::MAX, true), (STATUS, 1, true)],
-            );
-            rig.offer(0);
-        }),
-        ("an indirect table in an indirect table", |rig| {
-            rig.descriptor(TABLE, 0, (TABLE, 16, false), (4, 0));
-            rig.descriptor(DESCRIPTORS, 0, (TABLE, 16, false), (4, 0));
-            rig.offer(0);
-        }),
-        ("an indirect table of half a descriptor", |rig| {
-            rig.descriptor(DESCRIPTORS, 0, (TABLE, 24, false), (4, 0));
-            rig.offer(0);
-        }),
-        ("an indirect circle", |rig| {
-            rig.descriptor(TABLE, 0, (HEADER, 1, false), (1, 0));
-            rig.descriptor(DESCRIPTORS, 0, (TABLE, 0xf_fff0, false), (4, 0));
-            rig.offer(0);
-        }),
-        ("available index too far", |rig| rig.poke(AVAILABLE + 2, &[QUEUE.to_le_bytes()[0] + 1, 0])),
-    ];
-    for (name, make) in rows {
+    for (name, make) in MALFORMED {
         let mut rig = Rig::new();
         make(&mut rig);
         rig.kick();

@@ -4,6 +4,8 @@ use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use parking_lot::Mutex;
+
 use super::rig::{BUFFERS, Rig, disk, until};
 use crate::pci::PciFunction;
 use crate::virtio::blk::{Disk, MemoryDisk};
@@ -72,6 +74,52 @@ fn a_reset_ends_what_is_under_way() {
         assert_eq!(rig.request(0, 4, &[(DATA + 0x1000, 512, true)]), 0, "{name}");
         assert_eq!(rig.peek(DATA, 512), [0; 512], "{name}: data of a request before the reset");
         assert_eq!(rig.used_index(), 1, "{name}");
+        until("the interrupt of a used buffer", || rig.interrupts().contains(&1));
+    }
+}
+
+/// A session that is open when the reset comes is over when the reset returns.
+#[test]
+fn a_reset_waits_for_an_open_session() {
+    for (name, reset) in RESETS {
+        let mut rig = Rig::new();
+        let ((entered, has_entered), (let_go, go)) = (channel(), channel::<()>());
+        let go = Mutex::new(go);
+        *rig.on_translate.lock() = Some(Box::new(move |request| {
+            if request.address.0 & !0xfff == DATA {
+                let _ = entered.send(());
+                let _ = go.lock().recv();
+            }
+        }));
+        let buffers = rig.prepare(0, 3, &[(DATA, 512, true)]);
+        rig.submit(&buffers);
+        has_entered.recv_timeout(Duration::from_secs(20)).unwrap();
+        std::thread::scope(|scope| {
+            let resetting = scope.spawn(|| reset(&rig));
+            std::thread::sleep(Duration::from_millis(30));
+            assert!(!resetting.is_finished(), "{name}: a session is open");
+            let_go.send(()).unwrap();
+        });
+        *rig.on_translate.lock() = None;
+        assert_eq!(rig.peek(DATA, 512), super::rig::sector(3), "{name}: the session was let end");
+        assert_eq!(rig.peek(BUFFERS + 0x100, 1), [0xff], "{name}: and nothing followed it");
+        rig.assert_recovers();
+    }
+}
+
+/// Two of the resets switch bus mastering off.
+#[test]
+fn a_function_reset_takes_bus_mastering_back() {
+    for (name, reset) in &RESETS[1..] {
+        let mut rig = Rig::new();
+        reset(&rig);
+        rig.start(u64::MAX);
+        let buffers = rig.prepare(0, 3, &[(DATA, 512, true)]);
+        rig.submit(&buffers);
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!((rig.used_index(), rig.status()), (0, 0xf), "{name}");
+        rig.function.config_write(4, &[6, 0]);
+        rig.wait();
     }
 }
 
@@ -111,9 +159,11 @@ fn notifications_to_a_device_that_does_not_run_are_ignored() {
     rig.kick();
     rig.function.bar_write(0, super::rig::NOTIFY + 0xffc, &[0; 4]);
     rig.assert_recovers();
-    // Queues are looked at when the driver starts, without a notification.
     rig.write8(super::rig::reg::STATUS, 0);
-    assert_eq!(rig.used_index(), 1);
+    let buffers = rig.prepare(0, 3, &[(DATA, 512, true)]);
+    rig.submit(&buffers);
+    std::thread::sleep(Duration::from_millis(30));
+    assert_eq!((rig.used_index(), rig.status()), (1, 0), "the rings of before the reset are forgotten");
 }
 
 /// The port's cache is the IOMMU's: after an invalidation nothing is done by the old translation.

@@ -4,7 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iommu_core::testkit::{ListTranslator, Page, RecordingMsi};
-use iommu_core::{Access, Dma, Iova, PortSet, Request, SourceId, Translator};
+use iommu_core::{
+    Access, Dma, Fault, Iova, PageRequest, PageRequestOutcome, PortSet, Request, SourceId, Translation,
+    Translator,
+};
+use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::IntoBytes;
 
@@ -51,6 +55,31 @@ pub(super) const DEVICE_CONFIG: u64 = 0x2000;
 pub(super) const NOTIFY: u64 = 0x3000;
 pub(super) const NEEDS_RESET: u8 = 0x40;
 
+/// Called inside sessions, before every look-up.
+pub(super) type Hook = Arc<Mutex<Option<Box<dyn Fn(&Request) + Send>>>>;
+
+struct Hooked {
+    inner: Arc<ListTranslator>,
+    hook: Hook,
+}
+
+impl Translator for Hooked {
+    fn translate(&self, request: &Request) -> Result<Translation, Fault> {
+        if let Some(hook) = &*self.hook.lock() {
+            hook(request);
+        }
+        self.inner.translate(request)
+    }
+
+    fn report(&self, fault: &Fault) {
+        self.inner.report(fault);
+    }
+
+    fn page_request(&self, request: &PageRequest) -> PageRequestOutcome {
+        self.inner.page_request(request)
+    }
+}
+
 /// A buffer of a chain: address, length, the device writes it.
 pub(super) type Buffer = (u64, u32, bool);
 
@@ -59,6 +88,7 @@ pub(super) struct Rig {
     pub(super) iommu: Arc<ListTranslator>,
     pub(super) memory: Memory,
     pub(super) msi: Arc<RecordingMsi>,
+    pub(super) on_translate: Hook,
     ports: Arc<PortSet>,
     next_gpa: u64,
     /// The driver's half of the rings.
@@ -74,7 +104,9 @@ impl Rig {
         let iommu = ListTranslator::new();
         let msi = Arc::new(RecordingMsi::default());
         let ports = Arc::new(PortSet::default());
-        let dma = Dma::new(SOURCE, memory.clone(), iommu.clone(), ports.clone());
+        let on_translate = Hook::default();
+        let hooked = Hooked { inner: iommu.clone(), hook: on_translate.clone() };
+        let dma = Dma::new(SOURCE, memory.clone(), Arc::new(hooked), ports.clone());
         let blk = Blk::new(Box::new(disk), "a-disk", read_only);
         let function = VirtioFunction::new(blk.description(), blk, &dma, msi.clone()).unwrap();
         let mut rig = Self {
@@ -82,6 +114,7 @@ impl Rig {
             iommu,
             memory,
             msi,
+            on_translate,
             ports,
             next_gpa: 0x1_0000,
             next_descriptor: 0,
@@ -136,6 +169,11 @@ impl Rig {
     /// Bus mastering, MSI-X with data = vector, features (those offered), one queue, DRIVER_OK.
     pub(super) fn bring_up(&mut self, features: u64) {
         self.function.config_write(4, &[6, 0]);
+        self.start(features);
+    }
+
+    /// The same without bus mastering.
+    pub(super) fn start(&mut self, features: u64) {
         self.msix();
         self.write8(reg::STATUS, 0);
         (self.next_descriptor, self.available, self.used) = (0, 0, 0);
@@ -351,8 +389,10 @@ impl Rig {
     pub(super) fn assert_recovers(&mut self) {
         self.bring_up(u64::MAX);
         assert_eq!(self.status(), 0xf);
+        self.msi.sent.lock().clear();
         assert_eq!(self.request(0, 3, &[(BUFFERS + 0x1000, 512, true)]), 0);
         assert_eq!(self.peek(BUFFERS + 0x1000, 512), sector(3));
+        until("the interrupt of a used buffer", || self.interrupts() == [1]);
     }
 
     pub(super) fn interrupts(&self) -> Vec<u32> {

@@ -272,8 +272,6 @@ fn run(steps: &[Step]) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
-
     /// After an invalidation and its wait nobody gets what it covers, whatever was asked and changed before.
     #[test]
     fn what_is_covered_is_not_seen_again(steps in proptest::collection::vec(step(), 1..120)) {

@@ -146,6 +146,8 @@ fn bound_again(disk: &Disk) -> Result<()> {
     let name = function.file_name().context("no name")?.to_owned();
     let driver = Path::new("/sys/bus/pci/drivers/virtio-pci");
     let tell = |file: &Path, what: &std::ffi::OsStr| {
+        // Each of these may hang, and then the last line tells which.
+        println!("# {}", file.display());
         fs::write(file, what.as_encoded_bytes()).with_context(|| format!("cannot write {}", file.display()))
     };
     for _ in 0..3 {
