@@ -22,6 +22,9 @@ const KERNELS: [(&str, &str, &str); 4] = [
 /// Debian's kernels have the IOMMU off unless told otherwise.
 const ON: &str = "intel_iommu=on,sm_on";
 
+/// Options of the harness that take the next word.
+const VALUED: [&str; 5] = ["--skip", "--color", "--format", "--test-threads", "--logfile"];
+
 /// A mode of the unit, and what shows that Linux is in it.
 #[derive(Clone, Copy)]
 struct Mode {
@@ -152,7 +155,23 @@ fn main() -> ExitCode {
         let run = move || cell.run().map_err(|error| Failed::from(format!("{error:#}")));
         Trial::test(name, run).with_ignored_flag(true)
     };
+    let (filters, words) = split(std::env::args());
+    let wanted =
+        |cell: &Cell| filters.is_empty() || filters.iter().any(|filter| cell.name().contains(filter));
     // One guest at a time: where guests are emulated, the machine is small.
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
-    libtest_mimic::run(&arguments, cells.into_iter().map(trial).collect()).exit_code()
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::from_iter(words) };
+    let trials = cells.into_iter().filter(wanted).map(trial).collect();
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// Several names may be given, as to Rust's own harness; this one takes a single name only. Options keep their values.
+fn split(words: impl Iterator<Item = String>) -> (Vec<String>, Vec<String>) {
+    let (mut filters, mut rest, mut value) = (Vec::new(), Vec::new(), true);
+    for word in words {
+        let option = word.starts_with('-');
+        let list = if option || value { &mut rest } else { &mut filters };
+        value = option && !word.contains('=') && VALUED.contains(&word.as_str());
+        list.push(word);
+    }
+    (filters, rest)
 }
