@@ -41,7 +41,7 @@ fn iommufd_full_profile() {
 #[test]
 #[ignore = "needs a guest: run cargo lab test"]
 fn iommufd_without_device_tlb() {
-    let tap = passes(&guest().svm("ats=off"), &format!("{PROGRAM},--no-pri"));
+    let tap = passes(&guest().svm("ats=off,pri=off"), &format!("{PROGRAM},--no-pri"));
     assert_eq!(tap.skipped(), BTreeSet::new());
     assert_eq!(tap.totals.page_requests, 0);
 }

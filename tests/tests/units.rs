@@ -67,7 +67,7 @@ fn dma_engines_outside_pci_are_behind_their_units() {
     assert!(has(&outcome, SECOND, ENGINE) && has(&outcome, FIRST, OTHER_ENGINE), "{units:?}");
     let log = outcome.kernel_log().unwrap();
     for requester in ["ff:10.0", "ff:11.0"] {
-        let fault = format!("[DMA Read NO_PASID] Request device [{requester}] fault addr 0x100000");
+        let fault = format!("[DMA Read NO_PASID] Request device [0000:{requester}] fault addr 0x100000");
         assert!(log.says(&fault), "{requester}: {}", outcome.tail());
     }
 }

@@ -83,12 +83,16 @@ fn every_flaw_is_found() {
 
 #[test]
 fn what_cannot_run_says_so_in_one_line() {
-    let rows: &[(&str, &[&str])] = &[
-        ("no endpoint", &["--filter", "no-operation"]),
-        ("no such case", &["--rehearse", "--filter", "no such case"]),
+    const SELFTEST: &str = env!("CARGO_BIN_EXE_svm-selftest");
+    const IOMMUFD: &str = env!("CARGO_BIN_EXE_iommufd-test");
+    let rows: &[(&str, &str, &[&str])] = &[
+        ("no endpoint", SELFTEST, &["--filter", "no-operation"]),
+        ("no such case", SELFTEST, &["--rehearse", "--filter", "no such case"]),
+        ("no endpoint for iommufd", IOMMUFD, &["--filter", "identify"]),
+        ("no such case of iommufd", IOMMUFD, &["--filter", "no such case"]),
     ];
-    for (name, arguments) in rows {
-        let output = Command::new(env!("CARGO_BIN_EXE_svm-selftest")).args(*arguments).output().unwrap();
+    for (name, program, arguments) in rows {
+        let output = Command::new(program).args(*arguments).output().unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(2), "{name}: {text}");
         assert!(text.starts_with("Bail out! ") && text.lines().count() == 1, "{name}: {text}");

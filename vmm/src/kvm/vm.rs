@@ -90,6 +90,7 @@ impl Vm {
         entry: Option<&Entry>,
     ) -> Result<VcpuFd, Error> {
         let vcpu = self.fd.create_vcpu(u64::from(place.apic_id)).map_err(Error::of("creating a CPU"))?;
+        follow_host_clock(&vcpu);
         let entries = cpuid::filter(self.cpuid.as_slice(), paging, place);
         let cpuid = CpuId::from_entries(&entries).map_err(|_| Error::missing("room for the CPUID"))?;
         vcpu.set_cpuid2(&cpuid).map_err(Error::of("setting the CPUID"))?;
@@ -105,6 +106,19 @@ impl Vm {
             vcpu.set_regs(&regs::general(entry)).map_err(Error::of("setting CPU registers"))?;
         }
         Ok(vcpu)
+    }
+}
+
+/// Lets a CPU's time-stamp counter run as the host's does.
+///
+/// KVM makes CPUs for the frequency that it found when it was loaded. A host that calibrates its counter early and
+/// corrects the result later may have loaded KVM in between. Where the hardware cannot scale the counter, KVM then keeps
+/// a scaling factor of 0 for the new CPU: the guest's counter runs, but KVM's idea of it stands still, so that each
+/// deadline timer is late by the host's uptime, and the guest seems to hang.
+fn follow_host_clock(vcpu: &VcpuFd) {
+    const HOST: u32 = 0;
+    if let Err(error) = vcpu.set_tsc_khz(HOST) {
+        log::debug!("the time-stamp counter's frequency stays as KVM made it: {error}");
     }
 }
 

@@ -28,10 +28,16 @@ const MEMORY_MIB: u64 = 10 * 1024;
 /// One, although the host may have more: with two, QEMU 10's emulation of AMD SVM loses its way now and then (the
 /// hypervisor's kernel goes on at a guest's instruction), and guests die.
 const CPUS: usize = 1;
-/// A periodic tick, because a one-shot timer's interrupt can get lost for good: QEMU 10's emulation of VMRUN marks a
-/// virtual interrupt as pending without holding the lock that the thread of the timers holds, and one of the two
-/// marks is overwritten. The next tick of a periodic timer brings it back.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 mitigations=off tsc=reliable nohz=off highres=off";
+/// Two hazards of an emulated machine are kept away here; each stops a guest's clock, or that of the machine itself.
+///
+/// - `nohz=off highres=off`, a periodic tick: the interrupt of a one-shot timer can get lost for good. QEMU 10's emulation
+///   of VMRUN marks a virtual interrupt as pending without holding the lock that the thread of the timers holds, and
+///   one of the two marks is overwritten. The next tick of a periodic timer brings it back.
+/// - `kvm.tsc_tolerance_ppm`: on a busy host Linux's first measurement of the TSC's rate differs from its second by more
+///   than KVM's usual tolerance. Without hardware that scales, KVM then refuses a guest's rate half-way and computes its
+///   timers with a scale of 0.
+const COMMAND_LINE: &str =
+    "console=ttyS0 panic=-1 mitigations=off tsc=reliable nohz=off highres=off kvm.tsc_tolerance_ppm=50000";
 
 /// The cloud machine, before it is started.
 #[derive(Clone, Debug)]

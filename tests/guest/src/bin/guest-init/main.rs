@@ -25,6 +25,7 @@
 
 mod action;
 mod endpoint;
+mod kexec;
 mod klog;
 mod modules;
 mod power;
@@ -107,7 +108,7 @@ fn perform(actions: &[Action]) -> Option<u32> {
                 println!("guest-init: the kernel did not panic: it needs CONFIG_MAGIC_SYSRQ");
             }
             Action::Sleep => sleep(),
-            Action::Kexec => println!("guest-init: kexec: {:#}", power::kexec()),
+            Action::Kexec => println!("guest-init: kexec: {:#}", power::take_over()),
             Action::Hibernate(mode) => note(power::hibernate(mode)),
             Action::Unknown(word) => {
                 println!("guest-init: svmm.run={word} is not understood");

@@ -7,6 +7,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result};
 
 use crate::action;
+use crate::kexec;
 use crate::sys::{self, Ending};
 
 /// Status for what did not work.
@@ -16,12 +17,9 @@ const DISK: &str = "/dev/vda";
 const PAGE: usize = 4096;
 
 /// Starts the kernel that the image holds; returns only when that cannot be.
-pub(crate) fn kexec() -> anyhow::Error {
-    let attempt = || -> Result<()> {
-        let open = |path| File::open(path).with_context(|| format!("cannot open {path}"));
-        let line = action::next_command_line(&fs::read_to_string("/proc/cmdline")?);
-        sys::kexec_load(&open("/boot/bzImage")?, &open("/boot/initrd")?, &line).context("kexec_file_load")
-    };
+pub(crate) fn take_over() -> anyhow::Error {
+    let attempt =
+        || -> Result<()> { kexec::load(&action::next_command_line(&fs::read_to_string("/proc/cmdline")?)) };
     if let Err(error) = attempt() {
         return error;
     }
@@ -36,6 +34,7 @@ pub(crate) fn hibernate(mode: &str) -> u32 {
             let disk =
                 OpenOptions::new().write(true).open(DISK).with_context(|| format!("cannot open {DISK}"))?;
             make_swap(&disk).context("cannot prepare the disk")?;
+            drop(disk);
             sys::swap_on(DISK).context("swapon")?;
             // The less there is to write the better.
             set("image_size", "0")?;

@@ -53,13 +53,34 @@ pub(crate) fn end(ending: Ending) -> io::Error {
     io::Error::last_os_error()
 }
 
-/// Loads a kernel, its initial file system and its command line, to be started by [`Ending::Kexec`].
-pub(crate) fn kexec_load(kernel: &File, initrd: &File, command_line: &str) -> io::Result<()> {
-    let line = CString::new(command_line)?;
-    let (kernel, initrd, length) = (kernel.as_raw_fd(), initrd.as_raw_fd(), line.as_bytes_with_nul().len());
-    // SAFETY: the string is valid for its length, and the kernel only reads it.
-    let result =
-        unsafe { libc::syscall(libc::SYS_kexec_file_load, kernel, initrd, length, line.as_ptr(), 0) };
+/// Bytes and where they are to be when the next kernel starts; whole pages, the rest zeros.
+pub(crate) struct Segment<'a> {
+    /// The bytes.
+    pub(crate) bytes: &'a [u8],
+    /// Physical address.
+    pub(crate) address: u64,
+    /// Length in memory, not less than that of the bytes.
+    pub(crate) length: usize,
+}
+
+/// Loads what [`Ending::Kexec`] starts at the physical address `entry`.
+pub(crate) fn kexec_load(entry: u64, segments: &[Segment<'_>]) -> io::Result<()> {
+    #[repr(C)]
+    struct Raw {
+        bytes: *const u8,
+        size: usize,
+        address: u64,
+        length: usize,
+    }
+    let raw = |segment: &Segment<'_>| Raw {
+        bytes: segment.bytes.as_ptr(),
+        size: segment.bytes.len(),
+        address: segment.address,
+        length: segment.length,
+    };
+    let raw: Vec<Raw> = segments.iter().map(raw).collect();
+    // SAFETY: the kernel only reads the vector and the bytes that it names, which live longer than the call.
+    let result = unsafe { libc::syscall(libc::SYS_kexec_load, entry, raw.len(), raw.as_ptr(), 0) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
