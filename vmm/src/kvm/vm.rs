@@ -95,7 +95,8 @@ impl Vm {
         let cpuid = CpuId::from_entries(&entries).map_err(|_| Error::missing("room for the CPUID"))?;
         vcpu.set_cpuid2(&cpuid).map_err(Error::of("setting the CPUID"))?;
         set_msrs(&vcpu)?;
-        if place.apic_id >= Cpus::FIRST_WIDE_ID {
+        // All of them: the first CPU's mode tells the guest whether it may use wide ids.
+        if place.last_id >= Cpus::FIRST_WIDE_ID {
             wide_id_mode(&vcpu)?;
         }
         if let Some(entry) = entry {
@@ -121,7 +122,7 @@ fn follow_host_clock(vcpu: &VcpuFd) {
     }
 }
 
-/// Puts a local APIC into x2APIC mode, as firmware does before it hands over CPUs whose ids need it.
+/// Puts a local APIC into x2APIC mode, as firmware does before it hands over a machine in which some id needs it.
 fn wide_id_mode(vcpu: &VcpuFd) -> Result<(), Error> {
     /// `IA32_APIC_BASE.EXTD`.
     const EXTD: u64 = 1 << 10;
