@@ -46,7 +46,7 @@ const MODES: [Mode; 8] = [
     Mode { name: "pass-through", unit: "full", words: "iommu=pt", tables: "Scalable", group: "identity" },
     Mode { name: "strict", unit: "full", words: "iommu.strict=1", tables: "Scalable", group: "DMA" },
     Mode { name: "lazy", unit: "full", words: "iommu.strict=0", tables: "Scalable", group: "DMA-FQ" },
-    Mode { name: "caching", unit: "full,caching-mode=on", words: "", tables: "Scalable", group: "DMA" },
+    Mode { name: "caching", unit: "scalable,caching-mode=on", words: "", tables: "Scalable", group: "DMA" },
 ];
 
 /// How interrupts travel.
