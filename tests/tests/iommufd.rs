@@ -17,14 +17,13 @@ fn guest() -> Guest {
 /// No case fails and the kernel does not complain.
 fn passes(guest: &Guest, program: &str) -> Tap {
     let outcome = guest.clone().run(program).boot().unwrap();
+    let is_result = |line: &&str| ["ok ", "not ok ", "#"].iter().any(|start| line.starts_with(start));
+    outcome.console.lines().filter(is_result).for_each(|line| println!("{line}"));
     let tap = outcome.tap().unwrap();
     assert_eq!(tap.failed(), BTreeSet::new(), "{}", outcome.tail());
     assert_eq!(outcome.code, 0, "{}", outcome.tail());
     assert_eq!(outcome.kernel_log().unwrap().complaints(), [""; 0]);
     println!("{} cases, {} page requests, {:?}", tap.cases.len(), tap.totals.page_requests, outcome.elapsed);
-    for line in outcome.console.lines().filter(|line| line.starts_with("ok ") || line.starts_with('#')) {
-        println!("{line}");
-    }
     tap
 }
 
