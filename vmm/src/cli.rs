@@ -98,9 +98,9 @@ pub(crate) struct RunArgs {
     /// May be given up to 15 times
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) svm: Vec<String>,
-    /// Add a virtio disk: a file or block device, PATH[,readonly][,id=NAME], and the options of all devices. May be given up to 16 times; it is locked while
-    /// the guest runs
-    #[arg(long = "disk", value_name = "PATH")]
+    /// Add a virtio disk: the path of a file or block device, then its options: readonly, id=NAME, and those of all
+    /// devices. May be given up to 16 times; the file is locked while the guest runs
+    #[arg(long = "disk", value_name = "PATH[,OPTION...]")]
     pub(crate) disks: Vec<String>,
     /// Add a DMA engine that is a device of the ACPI namespace instead of a PCI function, with the options of all
     /// devices. Linux takes it behind units in legacy mode only. May be given up to 4 times

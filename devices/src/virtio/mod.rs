@@ -11,7 +11,7 @@
 //! | [`lane`] | DMA of the running device, session by session |
 //! | [`ring`] | one split virtqueue |
 //! | [`stop`] | why a device stops what it is at |
-//! | [`worker`] | the thread that serves all queues of a device |
+//! | `worker` | the thread that serves all queues of a device |
 //! | [`device`] | what a kind of device gives: a description, and a service for its chains |
 //! | [`pci`] | the PCI function |
 //! | [`blk`] | the disk |
