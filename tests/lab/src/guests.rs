@@ -1,13 +1,16 @@
 //! Guest tests: the test binaries of `svmm-tests`, run in the chosen world.
 
 use std::io::Write;
+use std::num::NonZero;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 
 use crate::materials::{self, Materials};
 use crate::programs::{self, Program};
-use crate::world::{Sink, Terminal, Word, Workload};
+use crate::world::{Sink, Terminal, Word, Workload, World};
 
 /// Where the tests find what they boot.
 const ENVIRONMENT: &[(&str, &str)] = &[
@@ -44,30 +47,108 @@ pub fn workload(materials: &Materials) -> Workload {
 /// The world does not run, or not to its end within `limit`.
 pub fn run(
     materials: &Materials,
-    mut workload: Workload,
+    workload: Workload,
     tests: &[Program],
     words: &[String],
     limit: Duration,
 ) -> Result<bool> {
-    for test in tests {
-        let name = format!("test-{}", test.name);
-        // They are marked "ignored", so that a plain `cargo test` passes where no guest can be booted.
-        let mut command = vec![Word::file(&name), "--include-ignored".into()];
-        command.extend(words.iter().map(|word| Word::from(word.as_str())));
-        workload.files.push((name, test.path.clone()));
-        workload.commands.push(command);
+    match &materials.world {
+        World::Here => {
+            let load = tests.iter().fold(workload, |load, test| with(load, test, words));
+            let mut lines = Lines::new(String::new());
+            let codes = materials.world.run(&load, Terminal::Output(&mut lines), limit);
+            lines.finish();
+            Ok(codes?.iter().all(|code| *code == 0))
+        }
+        World::Cloud(_) => Ok(side_by_side(&materials.world, &workload, tests, words, limit)),
     }
-    let codes = materials.world.run(&workload, Terminal::Output(&mut Stdout), limit)?;
-    Ok(codes.iter().all(|code| *code == 0))
 }
 
-/// The tests' results are this program's results.
-struct Stdout;
+/// `load`, and in it a command that runs `test`.
+fn with(mut load: Workload, test: &Program, words: &[String]) -> Workload {
+    let name = format!("test-{}", test.name);
+    // They are marked "ignored", so that a plain `cargo test` passes where no guest can be booted.
+    let mut command = vec![Word::file(&name), "--include-ignored".into()];
+    command.extend(words.iter().map(|word| Word::from(word.as_str())));
+    load.files.push((name, test.path.clone()));
+    load.commands.push(command);
+    load
+}
 
-impl Sink for Stdout {
+/// A cloud machine has one CPU, so as many of them run as this host has CPUs; each test program has one for itself.
+fn side_by_side(
+    world: &World,
+    load: &Workload,
+    tests: &[Program],
+    words: &[String],
+    limit: Duration,
+) -> bool {
+    let next = AtomicUsize::new(0);
+    let failed = AtomicBool::new(false);
+    let work = || {
+        while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut lines = Lines::new(format!("{:<10} | ", test.name));
+            let outcome = world.run(&with(load.clone(), test, words), Terminal::Output(&mut lines), limit);
+            lines.finish();
+            match outcome {
+                Ok(codes) if codes == [0] => continue,
+                Ok(codes) => eprintln!("[lab] {}: FAILED (exit code {codes:?})", test.name),
+                Err(error) => eprintln!("[lab] {}: FAILED: {error:#}", test.name),
+            }
+            failed.store(true, Ordering::Relaxed);
+        }
+    };
+    let machines = thread::available_parallelism().map_or(1, NonZero::get).min(tests.len());
+    thread::scope(|scope| (0..machines).for_each(|_| drop(scope.spawn(work))));
+    !failed.load(Ordering::Relaxed)
+}
+
+/// The tests' results are this program's results, line by line, each behind a name.
+struct Lines {
+    name: String,
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    fn new(name: String) -> Self {
+        Self { name, rest: Vec::new() }
+    }
+
+    fn print(&self, line: &[u8]) {
+        if !line.trim_ascii().is_empty() {
+            let _ = writeln!(std::io::stdout(), "{}{}", self.name, String::from_utf8_lossy(line).trim_end());
+        }
+    }
+
+    /// Prints what no line break follows.
+    fn finish(&mut self) {
+        let rest = std::mem::take(&mut self.rest);
+        self.print(&rest);
+    }
+}
+
+impl Sink for Lines {
     fn take(&mut self, chunk: &[u8]) {
-        let mut out = std::io::stdout();
-        let _ = out.write_all(chunk);
-        let _ = out.flush();
+        self.rest.extend_from_slice(chunk);
+        let Some(end) = self.rest.iter().rposition(|byte| *byte == b'\n') else { return };
+        let rest = self.rest.split_off(end + 1);
+        let whole = std::mem::replace(&mut self.rest, rest);
+        whole.split(|byte| *byte == b'\n').for_each(|line| self.print(line));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_kept_until_they_are_whole() {
+        let mut lines = Lines::new("x".into());
+        for (chunk, rest) in [("a", "a"), ("b\nc", "c"), ("\n\n", ""), ("d\ne\nf", "f")] {
+            lines.take(chunk.as_bytes());
+            assert_eq!(lines.rest, rest.as_bytes(), "after {chunk:?}");
+        }
+        lines.finish();
+        assert!(lines.rest.is_empty());
     }
 }

@@ -5,6 +5,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use std::{fmt, fs};
 
@@ -19,8 +20,10 @@ use crate::process::tail;
 use crate::programs;
 use crate::qemu::{self, Qemu};
 
-/// Start of the names of folders of running machines; the process id follows.
+/// Start of the names of folders of running machines; the process id and a number follow.
 const RUN: &str = "cloud-";
+/// How many machines this process has started.
+static STARTED: AtomicU32 = AtomicU32::new(0);
 /// Where the workload's files stand in the machine.
 const FILES: &str = "/lab";
 /// The machine's memory is touched lazily; guests of 6 GiB fit.
@@ -78,12 +81,13 @@ impl Machine {
     pub fn run(&self, workload: &Workload, mut terminal: Terminal<'_>, limit: Duration) -> Result<Vec<i32>> {
         let tree = self.cache.of_tree(&programs::workspace())?;
         remove_left_over(&tree);
-        let folder = tree.join(format!("{RUN}{}", std::process::id()));
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let folder = tree.join(format!("{RUN}{}-{number}", std::process::id()));
         fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let files = Files {
             image: folder.join("image.cpio"),
             status: folder.join("status"),
-            log: tree.join("cloud-console.log"),
+            log: tree.join(format!("cloud-console-{number}.log")),
             folder,
         };
         let outcome = self.boot(workload, &files, &mut terminal, limit);
@@ -156,7 +160,7 @@ impl fmt::Display for Machine {
 fn remove_left_over(tree: &Path) {
     for entry in fs::read_dir(tree).into_iter().flatten().flatten() {
         let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix(RUN));
+        let pid = name.to_str().and_then(|name| name.strip_prefix(RUN)?.split('-').next());
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             let _ = fs::remove_dir_all(entry.path());
         }
