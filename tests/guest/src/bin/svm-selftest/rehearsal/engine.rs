@@ -99,9 +99,13 @@ impl Engine {
                 end =
                     Execution { engine: self, memory: &mut memory, index, current: &current }.run(&operation);
             }
+            // Whoever sees the record looks at the counters next.
+            let counted = memory.requests;
+            self.count(index, counted);
             let aborted = end.status == ABORTED;
             let told = (aborted && self.flaw == Flaw::SilentAbort)
                 || (!without_pasid && write_record(&mut memory, &end, tag, record, aborted).is_ok());
+            self.count(index, memory.requests - counted);
             self.complete(index, &memory, (!told).then_some(record));
             if operation.interrupts() || self.flaw == Flaw::Chatty {
                 self.send_interrupt(index);
@@ -124,11 +128,15 @@ impl Engine {
         }
     }
 
+    fn count(&self, index: usize, page_requests: u64) {
+        let mut state = self.state();
+        state.page_requests += page_requests;
+        state.queues[index].page_requests += page_requests;
+    }
+
     fn complete(&self, index: usize, memory: &Memory, lost: Option<u64>) {
         let mut state = self.state();
         state.completed += 1;
-        state.page_requests += memory.requests;
-        state.queues[index].page_requests += memory.requests;
         if let Some(record) = lost {
             state.records_lost += 1;
             state.queues[index].record_lost = record;
