@@ -17,6 +17,8 @@
 pub mod bus;
 pub mod dma_engine;
 pub mod exit;
+#[cfg(test)]
+mod hooked;
 pub mod ioapic;
 pub mod irq;
 pub mod pci;

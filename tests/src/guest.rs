@@ -298,12 +298,23 @@ impl Outcome {
         rest.split(' ').next()?.parse().ok()
     }
 
-    /// The end of what svmm printed, for messages.
+    /// What failed and the end of what svmm printed, for messages.
     #[must_use]
     pub fn tail(&self) -> String {
         let Self { code, console, stderr, .. } = self;
-        format!("svmm's exit code {code}; the end of the console:\n{}\n{stderr}", last_lines(console))
+        let end = last_lines(console);
+        format!("svmm's exit code {code}\n{}the end of the console:\n{end}\n{stderr}", failures(console))
     }
+}
+
+/// The selftests' cases that failed, each with its reasons, wherever they stand. Pure.
+fn failures(console: &str) -> String {
+    let mut failing = false;
+    let told = |line: &&str| {
+        failing = line.starts_with("not ok ") || failing && line.starts_with('#');
+        failing
+    };
+    console.lines().filter(told).map(|line| format!("{line}\n")).collect()
 }
 
 fn last_lines(text: &str) -> String {
@@ -356,6 +367,13 @@ impl Collected {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn failures_are_told_with_their_reasons() {
+        let console =
+            "1..3\nok 1 - a # pr=0\n# fine\nnot ok 2 - b # pr=1\n# why\n# and why\nok 3 - c # pr=0\n# fine\n";
+        assert_eq!(failures(console), "not ok 2 - b # pr=1\n# why\n# and why\n");
+    }
 
     fn shell(script: &str) -> Command {
         let mut command = Command::new("/bin/sh");

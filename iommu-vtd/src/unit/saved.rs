@@ -36,8 +36,9 @@ impl<M: TableMemory> Unit<M> {
         } = self;
         let _turn = turn.lock();
         let _arriving = arriving.write();
-        let State { file, ring, log } = &*state.lock();
+        // The latch comes before `state` in the order of locks; commands, which change both, wait for `turn`.
         let (root, interrupts) = (self.root(), interrupts.latch());
+        let State { file, ring, log } = &*state.lock();
         UnitState::of(&Parts { capability: *capability, file, root, interrupts, ring: *ring, log: *log })
     }
 

@@ -5,6 +5,7 @@
 pub mod endpoint;
 pub mod expect;
 pub mod model;
+pub mod program;
 pub mod registers;
 pub mod report;
 pub mod suite;

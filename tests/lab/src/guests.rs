@@ -1,7 +1,6 @@
 //! Guest tests: the test binaries of `svmm-tests`, run in the chosen world.
 
 use std::io::Write;
-use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -10,7 +9,7 @@ use anyhow::{Result, bail};
 
 use crate::materials::{self, Materials};
 use crate::programs::{self, Program};
-use crate::world::{Sink, Terminal, Word, Workload, World};
+use crate::world::{Sink, Terminal, Word, Workload, World, cloud};
 
 /// Where the tests find what they boot.
 const ENVIRONMENT: &[(&str, &str)] = &[
@@ -75,7 +74,7 @@ fn with(mut load: Workload, test: &Program, words: &[String]) -> Workload {
     load
 }
 
-/// A cloud machine has one CPU, so as many of them run as this host has CPUs; each test program has one for itself.
+/// A cloud machine has one CPU, so as many of them run as this host carries; each test program has one for itself.
 fn side_by_side(
     world: &World,
     load: &Workload,
@@ -98,7 +97,7 @@ fn side_by_side(
             failed.store(true, Ordering::Relaxed);
         }
     };
-    let machines = thread::available_parallelism().map_or(1, NonZero::get).min(tests.len());
+    let machines = cloud::side_by_side().min(tests.len());
     thread::scope(|scope| (0..machines).for_each(|_| drop(scope.spawn(work))));
     !failed.load(Ordering::Relaxed)
 }

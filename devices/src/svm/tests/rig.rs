@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use iommu_core::testkit::{ListTranslator, Page, RecordingMsi};
 use iommu_core::{
-    DeviceTlbCompletion, DeviceTlbInvalidation, Dma, Endpoint, Fault, GroupIndex, IovaRange, PageRequest,
-    PageRequestOutcome, PageResponse, Pasid, PortSet, Request, ResponseCode, SourceId, Translation,
-    Translator, VendorData,
+    DeviceTlbCompletion, DeviceTlbInvalidation, Dma, Endpoint, GroupIndex, IovaRange, PageRequestOutcome,
+    PageResponse, Pasid, PortSet, ResponseCode, SourceId, VendorData,
 };
 use parking_lot::Mutex;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::hooked::{Hook, Hooked};
 use crate::pci::PciFunction;
 use crate::svm::spec::{
     CONTROL_PAGES, Descriptor, Opcode, PAGE_BYTES, PORTAL_PAGES, Record, Status, control, portal,
@@ -31,8 +31,6 @@ pub(super) const RECORD: u8 = 1;
 pub(super) const INTERRUPT: u8 = 2;
 pub(super) const BLOCK: u8 = 4;
 
-type Hook = Arc<Mutex<Option<Box<dyn Fn(&Request) + Send>>>>;
-
 pub(super) struct Rig {
     pub(super) function: Arc<SvmFunction<Memory>>,
     pub(super) iommu: Arc<ListTranslator>,
@@ -45,28 +43,6 @@ pub(super) struct Rig {
     next_record: AtomicU64,
 }
 
-struct Hooked {
-    inner: Arc<ListTranslator>,
-    hook: Hook,
-}
-
-impl Translator for Hooked {
-    fn translate(&self, request: &Request) -> Result<Translation, Fault> {
-        if let Some(hook) = &*self.hook.lock() {
-            hook(request);
-        }
-        self.inner.translate(request)
-    }
-
-    fn report(&self, fault: &Fault) {
-        self.inner.report(fault);
-    }
-
-    fn page_request(&self, request: &PageRequest) -> PageRequestOutcome {
-        self.inner.page_request(request)
-    }
-}
-
 impl Rig {
     /// Powered on, nothing enabled.
     pub(super) fn cold(config: SvmConfig) -> Self {
@@ -74,7 +50,7 @@ impl Rig {
         let iommu = ListTranslator::new();
         let msi = Arc::new(RecordingMsi::default());
         let on_translate = Hook::default();
-        let hooked = Hooked { inner: iommu.clone(), hook: on_translate.clone() };
+        let hooked = Hooked::new(&iommu, &on_translate);
         let dma = Dma::new(SOURCE, memory.clone(), Arc::new(hooked), Arc::new(PortSet::default()));
         let function = SvmFunction::new(config, &dma, msi.clone()).unwrap();
         let mut rig = Self {

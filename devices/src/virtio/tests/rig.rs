@@ -4,14 +4,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iommu_core::testkit::{ListTranslator, Page, RecordingMsi};
-use iommu_core::{
-    Access, Dma, Fault, Iova, PageRequest, PageRequestOutcome, PortSet, Request, SourceId, Translation,
-    Translator,
-};
-use parking_lot::Mutex;
+use iommu_core::{Access, Dma, Iova, PortSet, Request, SourceId, Translator};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::IntoBytes;
 
+use crate::hooked::{Hook, Hooked};
 use crate::pci::PciFunction;
 use crate::virtio::VirtioFunction;
 use crate::virtio::blk::spec::Header;
@@ -55,31 +52,6 @@ pub(super) const DEVICE_CONFIG: u64 = 0x2000;
 pub(super) const NOTIFY: u64 = 0x3000;
 pub(super) const NEEDS_RESET: u8 = 0x40;
 
-/// Called inside sessions, before every look-up.
-pub(super) type Hook = Arc<Mutex<Option<Box<dyn Fn(&Request) + Send>>>>;
-
-struct Hooked {
-    inner: Arc<ListTranslator>,
-    hook: Hook,
-}
-
-impl Translator for Hooked {
-    fn translate(&self, request: &Request) -> Result<Translation, Fault> {
-        if let Some(hook) = &*self.hook.lock() {
-            hook(request);
-        }
-        self.inner.translate(request)
-    }
-
-    fn report(&self, fault: &Fault) {
-        self.inner.report(fault);
-    }
-
-    fn page_request(&self, request: &PageRequest) -> PageRequestOutcome {
-        self.inner.page_request(request)
-    }
-}
-
 /// A buffer of a chain: address, length, the device writes it.
 pub(super) type Buffer = (u64, u32, bool);
 
@@ -105,7 +77,7 @@ impl Rig {
         let msi = Arc::new(RecordingMsi::default());
         let ports = Arc::new(PortSet::default());
         let on_translate = Hook::default();
-        let hooked = Hooked { inner: iommu.clone(), hook: on_translate.clone() };
+        let hooked = Hooked::new(&iommu, &on_translate);
         let dma = Dma::new(SOURCE, memory.clone(), Arc::new(hooked), ports.clone());
         let blk = Blk::new(Box::new(disk), "a-disk", read_only);
         let function = VirtioFunction::new(blk.description(), blk, &dma, msi.clone()).unwrap();

@@ -28,6 +28,8 @@ static STARTED: AtomicU32 = AtomicU32::new(0);
 const FILES: &str = "/lab";
 /// The machine's memory is touched lazily; guests of 6 GiB fit.
 const MEMORY_MIB: u64 = 10 * 1024;
+/// More than any guest test has made a machine touch of that.
+const TOUCHED_MIB: u64 = 3 * 1024;
 /// One, although the host may have more: with two, QEMU 10's emulation of AMD SVM loses its way now and then (the
 /// hypervisor's kernel goes on at a guest's instruction), and guests die.
 const CPUS: usize = 1;
@@ -172,11 +174,22 @@ fn option(start: &str, path: &Path) -> String {
     format!("{start}{}", path.display().to_string().replace(',', ",,"))
 }
 
+/// How many machines this host carries side by side: one for each CPU, if there is memory for what they touch.
+#[must_use]
+pub fn side_by_side() -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let carried = usize::try_from(total_mib() / TOUCHED_MIB).unwrap_or(usize::MAX);
+    cpus.min(carried).max(1)
+}
+
 /// At most three quarters of the host's memory.
 fn memory_mib() -> u64 {
+    MEMORY_MIB.min(total_mib() / 4 * 3)
+}
+
+fn total_mib() -> u64 {
     let info = rustix::system::sysinfo();
-    let total_mib = u64::from(info.mem_unit) * info.totalram / (1 << 20);
-    MEMORY_MIB.min(total_mib / 4 * 3)
+    u64::from(info.mem_unit) * info.totalram / (1 << 20)
 }
 
 fn job(workload: &Workload) -> Job {

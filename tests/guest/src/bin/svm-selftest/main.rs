@@ -13,40 +13,21 @@ mod rehearsal;
 
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
-use guest::suite::{self, Entry, Plan};
-use guest::{endpoint, model, report, sys, wait};
+use guest::suite::Work;
+use guest::{endpoint, model, program, report, sys, wait};
 
 use bench::Bench;
-use cases::{Case, Needs};
+use cases::Case;
 use endpoint::{Counters, Endpoint, PciEndpoint};
 use rehearsal::{Flaw, Rehearsal};
 
 /// Judges an SVM endpoint from inside a guest. Exit status: 0 all passed, 1 some failed, 2 could not run.
 #[derive(Parser)]
 struct Options {
-    /// Run only cases whose names hold one of these; may be given several times
-    #[arg(long, value_name = "TEXT")]
-    filter: Vec<String>,
-    /// Leave out the cases that need page requests, for an endpoint without PRI
-    #[arg(long)]
-    no_pri: bool,
-    /// List the cases and end
-    #[arg(long)]
-    list: bool,
-    /// Run everything this many times
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    repeat: usize,
-    /// Seed of all random numbers
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    seed: u64,
-    /// Print one JSON object instead of TAP
-    #[arg(long)]
-    json: bool,
-    /// How long one descriptor may take
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    patience: u64,
+    #[command(flatten)]
+    common: program::Options,
     /// Run against a model of the endpoint in this process instead; with a flaw, some case must notice
     #[arg(long, value_name = "FLAW", num_args = 0..=1, default_missing_value = "none", global = true)]
     rehearse: Option<Flaw>,
@@ -65,25 +46,11 @@ enum Role {
 }
 
 fn main() -> ExitCode {
-    match run(&Options::parse()) {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            println!("Bail out! {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    program::exit_code(run(&Options::parse()))
 }
 
 fn run(options: &Options) -> Result<bool> {
-    wait::set_patience(options.patience);
-    let chosen = choose(options);
-    if options.list {
-        for case in &chosen {
-            println!("{}{}", case.name, if case.needs == Needs::PageRequests { " [pri]" } else { "" });
-        }
-        return Ok(true);
-    }
+    let Some(chosen) = options.common.choose(cases::all())? else { return Ok(true) };
     let endpoint: Box<dyn Endpoint> = match options.rehearse {
         Some(flaw) => Box::new(Rehearsal::new(flaw)?),
         None => Box::new(PciEndpoint::find()?),
@@ -95,37 +62,17 @@ fn run(options: &Options) -> Result<bool> {
         }
         return Ok(true);
     }
-    ensure!(!chosen.is_empty(), "no case is called like that; --list lists them");
     let registers = endpoint.peek()?;
-    let entries = (0..options.repeat).flat_map(|_| chosen.iter()).map(|case| entry(endpoint.as_ref(), case));
-    suite::run(&Plan {
-        program: "svm-selftest",
-        entries: entries.collect(),
-        seed: options.seed,
-        json: options.json,
-        page_requests: &|| Ok(Counters::read(registers.as_ref()).page_requests),
-    })
+    let page_requests = || Ok(Counters::read(registers.as_ref()).page_requests);
+    options.common.run("svm-selftest", &chosen, |case| work(endpoint.as_ref(), case), &page_requests)
 }
 
-fn entry<'a>(endpoint: &'a dyn Endpoint, case: &Case) -> Entry<'a> {
+fn work<'a>(endpoint: &'a dyn Endpoint, case: &Case) -> Work<'a> {
     let run = case.run;
-    let work = move |seed, notes: &mut Vec<String>| {
+    Box::new(move |seed, notes| {
         let mut bench = Bench { endpoint, random: model::Random::new(seed), notes: std::mem::take(notes) };
         let outcome = run(&mut bench);
         *notes = bench.notes;
         outcome
-    };
-    Entry {
-        name: case.name,
-        needs_page_requests: case.needs == Needs::PageRequests,
-        provokes: case.provokes,
-        work: Box::new(work),
-    }
-}
-
-fn choose(options: &Options) -> Vec<Case> {
-    let named =
-        |case: &Case| options.filter.is_empty() || options.filter.iter().any(|text| case.name.contains(text));
-    let possible = |case: &Case| !(options.no_pri && case.needs == Needs::PageRequests);
-    cases::all().into_iter().filter(|case| named(case) && possible(case)).collect()
+    })
 }

@@ -14,38 +14,10 @@ use crate::bench::Bench;
 
 pub(crate) use process::run_child;
 
-/// Whether a case can pass when the endpoint has no PRI.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Needs {
-    /// Works on resident memory, or wants its faults reported at once.
-    Translation,
-    /// Needs page requests.
-    PageRequests,
-}
+pub(crate) use guest::program::Needs;
 
 /// One case.
-#[derive(Clone, Copy)]
-pub(crate) struct Case {
-    /// Its one name.
-    pub(crate) name: &'static str,
-    /// What it needs of the endpoint.
-    pub(crate) needs: Needs,
-    /// Whether the kernel has reason to log a DMAR fault or a refused page request meanwhile.
-    pub(crate) provokes: bool,
-    /// The case itself.
-    pub(crate) run: fn(&mut Bench<'_>) -> Result<()>,
-}
-
-impl Case {
-    const fn new(name: &'static str, needs: Needs, run: fn(&mut Bench<'_>) -> Result<()>) -> Self {
-        Self { name, needs, provokes: false, run }
-    }
-
-    const fn provoking(mut self) -> Self {
-        self.provokes = true;
-        self
-    }
-}
+pub(crate) type Case = guest::program::Case<fn(&mut Bench<'_>) -> Result<()>>;
 
 /// All cases, in the order in which they run.
 pub(crate) fn all() -> Vec<Case> {
@@ -55,18 +27,8 @@ pub(crate) fn all() -> Vec<Case> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
     #[test]
     fn names_are_unique_and_plain() {
-        let mut names: Vec<&str> = all().iter().map(|case| case.name).collect();
-        let plain = |name: &&str| {
-            name.bytes().all(|byte| byte.is_ascii_lowercase() || b"-0123456789".contains(&byte))
-        };
-        assert!(names.iter().all(plain));
-        let count = names.len();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), count);
+        assert_eq!(guest::program::bad_name(&super::all()), None);
     }
 }
