@@ -45,6 +45,7 @@ pub mod advice;
 pub mod backend;
 mod bindings;
 pub mod caps;
+pub mod choice;
 pub mod container;
 mod device;
 pub mod fault_queue;
@@ -63,5 +64,6 @@ mod tables;
 pub mod testkit;
 
 pub use backend::NestedIommu;
+pub use choice::{Bridge, choose};
 pub use container::ContainerIommu;
 pub use shadow::ShadowIommu;
