@@ -1,4 +1,4 @@
-//! What a guest's second-stage tables map (revision 5.10, §3.7), told page by page to hosts that keep a copy.
+//! What a guest's second-stage tables map (revision 5.10, §3.7), told leaf by leaf to hosts that keep a copy.
 //!
 //! **Pure** but for the reads of memory.
 
@@ -64,15 +64,10 @@ impl<M: TableMemory> GuestMappings for SecondStageMappings<M> {
             rules: &self.rules,
             range,
             tables_left: MOST_TABLES,
-            known: None,
             visit,
         };
         let start = Start { level: levels, table: table.root, base: 0, all: READ | WRITE };
-        let end = match walk.table(&start) {
-            ControlFlow::Continue(()) => walk.tell(),
-            end => end,
-        };
-        match end {
+        match walk.table(&start) {
             ControlFlow::Continue(()) => Visit::Complete,
             ControlFlow::Break(end) => end,
         }
@@ -98,8 +93,6 @@ struct Walk<'a, M: TableMemory> {
     rules: &'a Rules,
     range: IovaRange,
     tables_left: u32,
-    /// Found but not told yet: the next may continue it.
-    known: Option<Mapping>,
     visit: &'a mut dyn FnMut(&Mapping) -> ControlFlow<()>,
 }
 
@@ -136,30 +129,11 @@ impl<M: TableMemory> Walk<'_, M> {
         }
         let bits = paging::page_bits(start.level);
         let output = raw & ADDRESS & !((1 << bits) - 1);
-        let Some(range) = intersection(&IovaRange::aligned(base, bits), &self.range) else {
-            return ControlFlow::Continue(());
-        };
         let permissions = Permissions { read: all & READ != 0, write: all & WRITE != 0 };
-        self.found(Mapping { range, base: Gpa(output + (range.start() - base)), permissions })
-    }
-
-    fn found(&mut self, next: Mapping) -> ControlFlow<Visit> {
-        if let Some(known) = &mut self.known
-            && known.continues_in(&next)
-            && let Some(range) = IovaRange::new(known.range.start(), next.range.last())
-        {
-            known.range = range;
-            return ControlFlow::Continue(());
-        }
-        let told = self.tell();
-        self.known = Some(next);
-        told
-    }
-
-    fn tell(&mut self) -> ControlFlow<Visit> {
-        match self.known.take().map(|known| (self.visit)(&known)) {
-            Some(ControlFlow::Break(())) => ControlFlow::Break(Visit::Stopped),
-            Some(ControlFlow::Continue(())) | None => ControlFlow::Continue(()),
+        let mapping = Mapping { range: IovaRange::aligned(base, bits), base: Gpa(output), permissions };
+        match (self.visit)(&mapping) {
+            ControlFlow::Continue(()) => ControlFlow::Continue(()),
+            ControlFlow::Break(()) => ControlFlow::Break(Visit::Stopped),
         }
     }
 }
