@@ -52,6 +52,7 @@ mod invalidate;
 pub mod ioas;
 pub mod kernel;
 pub mod memory;
+pub mod meter;
 mod object;
 pub mod spec;
 #[allow(unsafe_code, reason = "system calls: see the module")]
