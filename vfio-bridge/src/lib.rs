@@ -45,6 +45,7 @@ pub mod advice;
 pub mod backend;
 mod bindings;
 pub mod caps;
+pub mod container;
 mod device;
 pub mod fault_queue;
 mod hwpt;
@@ -54,6 +55,7 @@ pub mod kernel;
 pub mod memory;
 pub mod meter;
 mod object;
+pub mod shadow;
 pub mod spec;
 #[allow(unsafe_code, reason = "system calls: see the module")]
 pub mod sys;
@@ -62,3 +64,5 @@ mod tables;
 pub mod testkit;
 
 pub use backend::NestedIommu;
+pub use container::ContainerIommu;
+pub use shadow::ShadowIommu;
