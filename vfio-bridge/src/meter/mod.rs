@@ -9,11 +9,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use iommu_core::IovaRange;
 use iommu_core::sync::Mutex;
+use iommu_core::{IovaRange, Permissions};
+use serde::Serialize;
 use zerocopy::FromBytes as _;
 
-use crate::kernel::{DeviceFile, Entries, FaultFile, HwInfo, HwptAlloc, Kernel, ObjectId, Partial, Result};
+use crate::kernel::{
+    ContainerFile, DeviceFile, Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial,
+    Result,
+};
 use crate::memory::HostRange;
 use crate::sys::uapi::{FaultRecord, FaultResponse};
 use times::Times;
@@ -23,8 +27,14 @@ pub use times::Percentiles;
 /// What was asked of the host since the meter was made.
 ///
 /// Calls are counted whether they succeed or not, records and answers if they do.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MeterReading {
+    /// Ranges of memory mapped, into an address space or a container.
+    pub maps: u64,
+    /// Mappings copied from one address space to another.
+    pub copies: u64,
+    /// Ranges unmapped.
+    pub unmaps: u64,
     /// Page tables made, the parents of nested ones among them.
     pub tables_made: u64,
     /// Attachments of a device, or of a PASID of one, to a table.
@@ -53,6 +63,9 @@ pub struct MeterReading {
 
 #[derive(Default)]
 struct Meter {
+    maps: AtomicU64,
+    copies: AtomicU64,
+    unmaps: AtomicU64,
     tables_made: AtomicU64,
     attachments: AtomicU64,
     detachments: AtomicU64,
@@ -94,12 +107,21 @@ impl Metered {
         Box::new(MeteredDevice { file, meter: self.meter.clone() })
     }
 
+    /// Counts what a container is asked, too.
+    #[must_use]
+    pub fn container(&self, file: Box<dyn ContainerFile>) -> Box<dyn ContainerFile> {
+        Box::new(MeteredContainer { file, meter: self.meter.clone() })
+    }
+
     /// The numbers. While the host is being asked, they are not of one moment.
     #[must_use]
     pub fn read(&self) -> MeterReading {
         let meter = &*self.meter;
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         MeterReading {
+            maps: of(&meter.maps),
+            copies: of(&meter.copies),
+            unmaps: of(&meter.unmaps),
             tables_made: of(&meter.tables_made),
             attachments: of(&meter.attachments),
             detachments: of(&meter.detachments),
@@ -125,11 +147,28 @@ impl Kernel for Metered {
         self.kernel.ioas_alloc()
     }
 
-    fn ioas_map(&self, ioas: ObjectId, iova: u64, memory: &HostRange) -> Result<()> {
-        self.kernel.ioas_map(ioas, iova, memory)
+    fn ioas_map(
+        &self,
+        ioas: ObjectId,
+        iova: u64,
+        memory: &HostRange,
+        permissions: Permissions,
+    ) -> Result<()> {
+        add(&self.meter.maps, 1);
+        self.kernel.ioas_map(ioas, iova, memory, permissions)
+    }
+
+    fn ioas_copy(&self, copy: &IoasCopy) -> Result<()> {
+        add(&self.meter.copies, 1);
+        self.kernel.ioas_copy(copy)
+    }
+
+    fn ioas_iova_ranges(&self, ioas: ObjectId) -> Result<Vec<IovaRange>> {
+        self.kernel.ioas_iova_ranges(ioas)
     }
 
     fn ioas_unmap(&self, ioas: ObjectId, range: IovaRange) -> Result<()> {
+        add(&self.meter.unmaps, 1);
         self.kernel.ioas_unmap(ioas, range)
     }
 
@@ -227,5 +266,26 @@ impl DeviceFile for MeteredDevice {
 
     fn config_read(&self, offset: u16, buffer: &mut [u8]) -> Result<()> {
         self.file.config_read(offset, buffer)
+    }
+}
+
+struct MeteredContainer {
+    file: Box<dyn ContainerFile>,
+    meter: Arc<Meter>,
+}
+
+impl ContainerFile for MeteredContainer {
+    fn map(&self, iova: u64, memory: &HostRange, permissions: Permissions) -> Result<()> {
+        add(&self.meter.maps, 1);
+        self.file.map(iova, memory, permissions)
+    }
+
+    fn unmap(&self, range: IovaRange) -> Result<()> {
+        add(&self.meter.unmaps, 1);
+        self.file.unmap(range)
+    }
+
+    fn iova_ranges(&self) -> Result<Vec<IovaRange>> {
+        self.file.iova_ranges()
     }
 }

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use serde::Serialize;
+
 /// Buckets for each power of two: a percentile is at most an eighth too long.
 const PER_OCTAVE: usize = 8;
 const OCTAVE_BITS: u32 = PER_OCTAVE.trailing_zeros();
@@ -20,7 +22,7 @@ impl Default for Times {
 }
 
 /// What a histogram tells.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Percentiles {
     /// How many durations there were.
     pub count: u64,
