@@ -26,6 +26,7 @@
 //! | `bindings` | what every (device, PASID) is bound to |
 //! | [`backend`] | [`NestedIommu`]: all of it together, and the lock order |
 //! | [`memory`] | guest memory as the host is told of it |
+//! | [`meter`] | what the kernel is asked, counted |
 //!
 //! # When something fails
 //!
@@ -54,6 +55,7 @@ mod invalidate;
 pub mod ioas;
 pub mod kernel;
 pub mod memory;
+pub mod meter;
 mod object;
 pub mod shadow;
 pub mod spec;
