@@ -158,13 +158,19 @@ impl Machine {
         let mut views = std::mem::take(&mut self.views);
         for (_, view) in &mut views {
             for range in std::mem::take(&mut view.noted) {
-                let mut hit: Vec<_> =
-                    view.old.iter().filter(|block| block.overlaps(&range)).copied().collect();
-                view.old.retain(|block| !block.overlaps(&range));
-                hit.extend(self.guest.blocks(view.domain, &range));
+                let gone: Vec<_> = view.old.extract_if(.., |block| block.overlaps(&range)).collect();
+                let mut hit = self.guest.blocks(view.domain, &range);
                 hit.push(range);
-                for page in (0..PAGES).filter(|page| hit.iter().any(|range| range.contains(page << 12))) {
-                    view.possible.insert(page, vec![self.value(view.domain, page)]);
+                let of = |blocks: &[IovaRange], page| blocks.iter().any(|block| block.contains(page << 12));
+                for page in 0..PAGES {
+                    let now = self.value(view.domain, page);
+                    if of(&hit, page) {
+                        view.possible.insert(page, vec![now]);
+                    } else if of(&gone, page) && !of(&view.old, page) {
+                        // What is there instead was not announced; nor, in the other case, that what was there before
+                        // the block went.
+                        view.possible.insert(page, vec![now, None]);
+                    }
                 }
             }
         }
@@ -183,7 +189,9 @@ impl Machine {
                 self.bind(device, Bound::Blocked);
                 continue;
             }
-            self.check_device(device, true);
+            if !self.stuck.contains(&device) {
+                self.check_device(device, true);
+            }
             let bound = self.bound[device];
             if matches!(bound, Bound::To(_)) {
                 self.bind(device, Bound::Blocked);
