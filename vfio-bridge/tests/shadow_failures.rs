@@ -157,14 +157,43 @@ fn what_is_stuck_is_said_to_be_and_tried_again() {
         assert!(error.still_bound, "{kind:?}");
         assert!(error.to_string().contains("device 00:01.0 failed; the device may still use"), "{error}");
         kernel.heal();
-        // The copy is broken for good reasons: it must not be found by who comes next.
-        machine.kernel.fail(Failure::next(detach, Errno::IO));
-        machine.bind(0, Bound::To(1));
-        machine.check();
         recovers(&mut machine);
         drop(machine);
         check_nothing_left(&kernel);
     }
+}
+
+/// A copy that was half changed is kept for a device that cannot be detached from it, and for no other.
+#[test]
+fn a_broken_copy_is_nobody_elses() {
+    let kernel = FakeKernel::new();
+    let mut machine = Machine::new(Kind::IommufdMaps, &kernel).unwrap();
+    machine.map(1, 3, 0, (3, RW));
+    machine.bind(0, Bound::To(1));
+    machine.unmap(1, &IovaRange::ALL);
+    machine.map(1, 4, 0, (4, RW));
+    kernel.fail(Failure::always(Call::IoasMap, Errno::IO));
+    kernel.fail(Failure::always(Call::Detach, Errno::IO));
+    machine.host.host().invalidate(&Invalidation::ALL);
+    let error = machine.host.host().sync().unwrap_err();
+    assert!(error.still_bound);
+    kernel.heal();
+    machine.bind(1, Bound::To(1));
+    machine.map(1, 5, 0, (5, RW));
+    machine.host.host().invalidate(&Invalidation::ALL);
+    machine.host.host().sync().unwrap();
+    let zero = machine.host.lookup(&kernel, 1, 4 << 12).unwrap().0 - 0x4000;
+    let found: Vec<_> = (3..6_u64).map(|page| machine.host.lookup(&kernel, 1, page << 12)).collect();
+    assert_eq!(found, [None, Some((zero + 0x4000, RW)), Some((zero + 0x5000, RW))]);
+    assert_eq!(
+        machine.host.lookup(&kernel, 0, 3 << 12),
+        None,
+        "what the guest took back is gone in any case"
+    );
+    machine.bind(0, Bound::Blocked);
+    recovers(&mut machine);
+    drop(machine);
+    check_nothing_left(&kernel);
 }
 
 /// A guest that maps without end.
