@@ -26,6 +26,7 @@
 //! | `bindings` | what every (device, PASID) is bound to |
 //! | [`backend`] | [`NestedIommu`]: all of it together, and the lock order |
 //! | [`memory`] | guest memory as the host is told of it |
+//! | [`meter`] | what the kernel is asked, counted |
 //!
 //! # When something fails
 //!
@@ -45,6 +46,7 @@ pub mod advice;
 pub mod backend;
 mod bindings;
 pub mod caps;
+pub mod choice;
 pub mod container;
 mod device;
 pub mod fault_queue;
@@ -53,6 +55,7 @@ mod invalidate;
 pub mod ioas;
 pub mod kernel;
 pub mod memory;
+pub mod meter;
 mod object;
 pub mod shadow;
 pub mod spec;
@@ -63,5 +66,6 @@ mod tables;
 pub mod testkit;
 
 pub use backend::NestedIommu;
+pub use choice::{Bridge, choose};
 pub use container::ContainerIommu;
 pub use shadow::ShadowIommu;

@@ -4,10 +4,12 @@
 //! kernel writes to no memory that is not exclusively borrowed for it. That, and that file descriptors are owned,
 //! is all there is to show.
 
+mod container;
 mod iommufd;
 pub mod uapi;
 mod vfio;
 
+pub use container::{Container, VFIO};
 pub use iommufd::Iommufd;
 pub use vfio::Cdev;
 
