@@ -216,6 +216,10 @@ pub struct Offer {
     pub extended_accessed: bool,
     /// Tables may ask for write protection of supervisor writes.
     pub write_protect: bool,
+    /// The device may send requests for execution with a PASID.
+    pub execute: bool,
+    /// The device may send privileged requests with a PASID.
+    pub privileged: bool,
     /// What is not there, in the order of [`Feature`].
     pub missing: Vec<Missing>,
 }
@@ -261,6 +265,8 @@ impl Offer {
             capabilities,
             extended_accessed: nested && has(Feature::ExtendedAccessed),
             write_protect: nested && has(Feature::WriteProtect),
+            execute: has(Feature::Pasid) && findings.info.capabilities & capability::PASID_EXEC != 0,
+            privileged: has(Feature::Pasid) && findings.info.capabilities & capability::PASID_PRIV != 0,
             missing,
         }
     }

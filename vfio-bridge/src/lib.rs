@@ -47,6 +47,7 @@ mod bindings;
 pub mod caps;
 mod device;
 pub mod fault_queue;
+pub mod function;
 mod hwpt;
 mod invalidate;
 pub mod ioas;

@@ -4,11 +4,15 @@
 //! kernel writes to no memory that is not exclusively borrowed for it. That, and that file descriptors are owned,
 //! is all there is to show.
 
+mod function;
 mod iommufd;
+mod mapping;
 pub mod uapi;
 mod vfio;
 
+pub use function::FunctionHandle;
 pub use iommufd::Iommufd;
+pub use mapping::DeviceMemory;
 pub use vfio::Cdev;
 
 use rustix::io::Errno;
