@@ -92,4 +92,4 @@ pub use dmar::Dmar;
 pub use memory::TableMemory;
 pub use profile::{Platform, Profile, ProfileError};
 pub use state::{RestoreError, UnitState};
-pub use unit::{Unit, UnitConfig};
+pub use unit::{Unit, UnitConfig, UnitCounts};

@@ -30,6 +30,7 @@
 //! and a guest that keeps moving the tail from elsewhere holds nobody for long.
 
 mod command;
+mod counters;
 mod interrupts;
 mod processing;
 mod register_based;
@@ -60,6 +61,9 @@ use crate::spec::registers::GlobalCommand;
 use crate::tables::{Context, RootLatch};
 use crate::translate;
 use command::LEVELS;
+use counters::Counters;
+
+pub use counters::UnitCounts;
 
 /// What a unit is made from.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +100,7 @@ pub struct Unit<M> {
     turn: Mutex<()>,
     arriving: RwLock<()>,
     interrupts: Interrupts,
+    counters: Counters,
     state: Mutex<State>,
 }
 
@@ -116,6 +121,7 @@ impl<M: TableMemory> Unit<M> {
             turn: Mutex::default(),
             arriving: RwLock::default(),
             interrupts: Interrupts::new(&config.capability),
+            counters: Counters::default(),
             state: Mutex::new(State {
                 file: RegisterFile::new(&config.capability),
                 ring: None,
@@ -128,6 +134,12 @@ impl<M: TableMemory> Unit<M> {
     #[must_use]
     pub fn capability(&self) -> &Capability {
         &self.capability
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn counts(&self) -> UnitCounts {
+        self.counters.read()
     }
 
     /// The ports whose translations this unit answers for.
@@ -233,6 +245,7 @@ impl<M: TableMemory> Unit<M> {
 
     fn record(&self, origin: Origin, fault: &Fault) {
         if fault.log {
+            self.counters.fault();
             log::debug!("fault {:#x}: {:?}", fault.reason.code, fault.request);
             let State { file, log, .. } = &mut *self.state.lock();
             self.send(log.record(file, &self.capability, origin, fault));
@@ -252,6 +265,14 @@ impl<M: TableMemory> Translator for Unit<M> {
     }
 
     fn page_request(&self, request: &PageRequest) -> PageRequestOutcome {
+        let outcome = self.take_page_request(request);
+        self.counters.page_request(request, outcome == PageRequestOutcome::Queued);
+        outcome
+    }
+}
+
+impl<M: TableMemory> Unit<M> {
+    fn take_page_request(&self, request: &PageRequest) -> PageRequestOutcome {
         let answer = |code| {
             if request.last && !is_stop_marker(request) {
                 PageRequestOutcome::Answered(code)

@@ -13,7 +13,7 @@ use crate::layout::{LOW_RAM_LIMIT, low};
 
 pub(crate) use complaint::{Complaint, reasons};
 pub(crate) use disk::DiskFile;
-pub(crate) use files::{Initrd, Kernel, KernelFormat, SerialTarget};
+pub(crate) use files::{Initrd, Kernel, KernelFormat, SerialTarget, StatsTarget};
 pub(crate) use svm::SvmSpec;
 pub(crate) use units::{Placement, UnitSpec};
 
@@ -48,8 +48,12 @@ pub(crate) struct Config {
     pub(crate) disks: Vec<DiskFile>,
     /// DMA engines that are no PCI functions, at most [`crate::layout::MAX_DMA_ENGINES`].
     pub(crate) namespace: Vec<Placement>,
+    /// Whether the guest may run guests.
+    pub(crate) nested: bool,
     /// Serial console.
     pub(crate) serial: SerialTarget,
+    /// Where the numbers go when the run ends.
+    pub(crate) stats: Option<StatsTarget>,
     /// Whether the guest has an exit port.
     pub(crate) exit_port: bool,
 }
@@ -69,8 +73,10 @@ impl TryFrom<RunArgs> for Config {
             units,
             cmdline: check_cmdline(args.cmdline, kernel.cmdline_max)?,
             kernel,
+            nested: args.nested,
             initrd: args.initrd.as_deref().map(files::open_initrd).transpose()?,
             serial: files::open_serial(&args.serial)?,
+            stats: args.stats.as_deref().map(files::open_stats).transpose()?,
             exit_port: args.exit_port.is_on(),
         };
         config.check_placements()?;
@@ -212,6 +218,8 @@ mod tests {
             ),
             ("serial", vec!["--kernel", &kernel, "--serial", "tty"], "stdio, null or file:PATH"),
             ("serial file", vec!["--kernel", &kernel, "--serial", "file:/nowhere/x"], "no such file"),
+            ("stats", vec!["--kernel", &kernel, "--stats", "stdout"], "stderr or file:PATH"),
+            ("stats file", vec!["--kernel", &kernel, "--stats", "file:/nowhere/x"], "no such file"),
             ("svm key", vec!["--kernel", &kernel, "--svm", "size=1"], "known are"),
             ("svm value", vec!["--kernel", &kernel, "--svm", "queues=17"], "1 to 16"),
             ("svm depth", vec!["--kernel", &kernel, "--svm", "depth=48"], "power of two"),

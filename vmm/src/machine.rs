@@ -23,7 +23,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::linux::{self, Entry};
 use crate::boot::{params, regs};
-use crate::config::{Complaint, Config, DiskFile, Placement, SerialTarget, SvmSpec, reasons};
+use crate::config::{Complaint, Config, DiskFile, Placement, SerialTarget, StatsTarget, SvmSpec, reasons};
 use crate::cpus::Cpus;
 use crate::event_loop::{self, Keyboard};
 use crate::kvm::irq::{IoapicRoutes, KvmMsi};
@@ -34,6 +34,7 @@ use crate::layout::{
 };
 use crate::memory::{self, GuestRam};
 use crate::outcome::{Ending, Outcome};
+use crate::stats::Stats;
 use crate::terminal::RawTerminal;
 use crate::units::{Surroundings, Units};
 use crate::{acpi, start_report};
@@ -44,6 +45,7 @@ pub(crate) struct Machine {
     exits: Arc<Exits>,
     ending: Arc<Ending>,
     keyboard: Option<Keyboard>,
+    stats: Option<(Stats, StatsTarget)>,
     /// Declared last: it goes after everything that lives in it.
     _vm: Vm,
 }
@@ -58,7 +60,10 @@ impl Machine {
         let ram = memory::allocate(config.memory_bytes).map_err(|error| {
             Complaint::new("guest memory", reasons(&error), "lower --memory-mib, or free memory")
         })?;
-        let vm = Vm::new(&kvm, ram.clone()).map_err(|error| kvm_refused(&error))?;
+        let mut vm = Vm::new(&kvm, ram.clone()).map_err(|error| kvm_refused(&error))?;
+        if !vm.set_nested(config.nested) {
+            return Err(no_nesting());
+        }
         check_width(config.memory_bytes, vm.physical_bits())?;
         check_ids(config.cpus, kvm.get_max_vcpu_id())?;
         let ending = Ending::new().map_err(|error| host_refused("an event", &error))?;
@@ -81,6 +86,7 @@ impl Machine {
         wiring.units.insert_into(&mut wiring.mmio)?;
         let entry = load(&ram, &mut config, &wiring.units)?;
         let paging = wiring.units.paging(vm.paging());
+        let stats = config.stats.take().map(|target| (wiring.stats(), target));
         let exits = wiring.finish();
         let cpus = (config.cpus.ids())
             .map(|apic_id| {
@@ -88,7 +94,7 @@ impl Machine {
             })
             .collect::<Result<_, _>>()
             .map_err(|error| kvm_refused(&error))?;
-        Ok(Self { cpus, exits, ending, keyboard, _vm: vm })
+        Ok(Self { cpus, exits, ending, keyboard, stats, _vm: vm })
     }
 
     /// Runs it until it ends. `start` is when this process started, for the log.
@@ -102,12 +108,20 @@ impl Machine {
         let outcome =
             event_loop::run(&self.ending, self.keyboard).map_err(|error| host_refused("events", &error));
         drop(vcpus);
+        if let Some((stats, target)) = self.stats {
+            stats.tell(target);
+        }
         outcome
     }
 }
 
 fn kvm_refused(error: &crate::kvm::Error) -> Complaint {
     Complaint::new(crate::kvm::DEVICE, reasons(error), "see `svmm doctor`; a newer host kernel may help")
+}
+
+fn no_nesting() -> Complaint {
+    let remedy = "load kvm_amd or kvm_intel with nested=1, on a CPU that virtualizes";
+    Complaint::new("--nested", "KVM on this host lets guests run no guests", remedy)
 }
 
 fn host_refused(what: &str, error: &dyn std::error::Error) -> Complaint {
@@ -275,6 +289,13 @@ impl Wiring {
         let reset = Arc::new(ResetControl::new(self.events.clone()));
         self.ports.insert(port::PCI_CONFIG, Arc::new(ConfigPorts::new(root, Some(reset))))?;
         Ok(())
+    }
+
+    /// What counts.
+    fn stats(&self) -> Stats {
+        let mut stats = Stats::default();
+        self.units.count_into(&mut stats);
+        stats
     }
 
     fn finish(self) -> Arc<Exits> {

@@ -8,7 +8,7 @@
 //! | [`iommu`], [`units`] | a VT-d unit as this machine has it, and all of them |
 //! | [`kvm`] | virtual machine, CPUs, interrupts |
 //! | [`boot`], [`acpi`] | how a kernel is started and what it is told |
-//! | [`event_loop`], [`terminal`], [`outcome`] | the run: console, signals, end |
+//! | [`event_loop`], [`terminal`], [`outcome`], [`stats`] | the run: console, signals, end, what was counted |
 //! | [`doctor`] | what the host can do |
 
 mod acpi;
@@ -25,6 +25,7 @@ mod machine;
 mod memory;
 mod outcome;
 mod start_report;
+mod stats;
 mod terminal;
 mod units;
 mod usage;

@@ -13,6 +13,7 @@ use crate::config::{Placement, UnitSpec};
 use crate::iommu::Iommu;
 use crate::layout::{IOAPIC_ID, LOW_RAM_LIMIT, VTD, VTD_PAGE, requester};
 use crate::memory::GuestRam;
+use crate::stats::Stats;
 
 /// One unit, and whom it has.
 struct Member {
@@ -186,6 +187,15 @@ impl Units {
             ..Dmar::default()
         };
         dmar.body().map(Some)
+    }
+
+    /// Lets all units tell what they did.
+    pub(crate) fn count_into(&self, stats: &mut Stats) {
+        for member in &self.members {
+            let iommu = member.iommu.clone();
+            let numbers = move || serde_json::to_value(iommu.unit().counts()).unwrap_or_default();
+            stats.add("units", member.spec.id.clone(), numbers);
+        }
     }
 
     /// Puts the register pages where the guest is told that they are.

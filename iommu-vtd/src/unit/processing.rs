@@ -18,6 +18,7 @@ impl<M: TableMemory> Unit<M> {
         let budget = self.state.lock().ring.map_or(0, |ring| ring.entries());
         for _ in 0..budget {
             let Some(fetched) = self.fetch() else { return };
+            self.counters.descriptor(&fetched.descriptor);
             if let Err(source) = self.act(&fetched.descriptor) {
                 let message = queue::time_out(&mut self.state.lock().file, &fetched, source);
                 self.send(message);

@@ -28,6 +28,8 @@ impl<M: TableMemory> Unit<M> {
             ports: _,
             // Wiring of the machine: whoever builds the new unit attaches endpoints to it.
             endpoints: _,
+            // Of this unit, not of its guest.
+            counters: _,
             root: _,
             interrupts,
             turn,
