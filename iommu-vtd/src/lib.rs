@@ -69,6 +69,7 @@ pub mod capability;
 pub mod dmar;
 pub mod event;
 pub mod fault;
+mod host;
 pub mod interrupt;
 pub mod invalidation;
 mod lookup;

@@ -238,7 +238,7 @@ impl HostIommu for NestedIommu {
     fn capabilities(&self) -> Capabilities {
         let bindings = self.bindings.lock();
         let all = bindings.devices.values().map(|slot| slot.offer.capabilities);
-        all.reduce(|all, one| all.intersect(&one)).unwrap_or(NOTHING)
+        all.reduce(|all, one| all.intersect(&one)).unwrap_or(Capabilities::NONE)
     }
 
     fn set_domain(&self, source: SourceId, pasid: Option<Pasid>, domain: &Domain) -> Result<(), HostError> {
@@ -290,20 +290,6 @@ impl Drop for NestedIommu {
 /// Reads after a reset. What was asked before it fits into a few; the rest is other devices' business, and they
 /// might never stop.
 const RESET_READS: usize = 16;
-
-const NOTHING: Capabilities = Capabilities {
-    first_stage_bits: 0,
-    second_stage_bits: 0,
-    nested: false,
-    first_stage_page_sizes: 0,
-    second_stage_page_sizes: 0,
-    pasid_bits: 0,
-    device_tlb: false,
-    page_requests: false,
-    supervisor: false,
-    dirty_tracking: false,
-    coherent_walk: false,
-};
 
 /// A parent that the device's IOMMU can use, by number; one more is made if there is none. Devices behind
 /// different units may need different ones; only attaching tells.

@@ -258,6 +258,8 @@ impl Offer {
             device_tlb: has(Feature::DeviceTlb),
             page_requests: nested && has(Feature::PageRequests),
             supervisor: nested && has(Feature::Supervisor),
+            extended_accessed: nested && has(Feature::ExtendedAccessed),
+            no_write_flag: has(Feature::WriteProtect),
             dirty_tracking: has(Feature::DirtyTracking),
             coherent_walk: has(Feature::CoherentWalk),
         };
@@ -361,6 +363,8 @@ mod tests {
             device_tlb: true,
             page_requests: true,
             supervisor: true,
+            extended_accessed: true,
+            no_write_flag: true,
             dirty_tracking: true,
             coherent_walk: true,
         };
