@@ -76,6 +76,8 @@ pub struct AssignedFunction {
     can_reset: bool,
     /// `None`: the device is gone.
     file: RwLock<Option<Arc<dyn FunctionFile>>>,
+    /// Held over writes of the device's command register: whether its DMA is stopped until it is reset.
+    stopped: Mutex<bool>,
     writes: Mutex<()>,
     config: Mutex<ConfigSpace>,
     windows: Windows,
@@ -165,6 +167,7 @@ impl AssignedFunction {
             config_region: survey.config_region,
             can_reset: survey.can_reset,
             file: RwLock::new(Some(file.clone())),
+            stopped: Mutex::default(),
             writes: Mutex::default(),
             vectors: vectors.into_iter().flatten().collect(),
             events,
@@ -221,6 +224,19 @@ impl AssignedFunction {
         self.windows.drop_all();
     }
 
+    /// Ends all DMA of the device, until it is reset; for the IOMMU's model, when the host does not take the device off
+    /// tables that the guest has taken back. Takes no lock that is held while the model is called.
+    pub fn stop_dma(&self) {
+        let Some(file) = self.current() else { return };
+        let mut stopped = self.stopped.lock();
+        *stopped = true;
+        // The guest's own switches are left as they are: they mean nothing any more.
+        let memory = Command::DEFAULT.with_memory_space(command(&self.config.lock()).memory_space());
+        if let Err(errno) = self.write_command_as(&*file, memory, true) {
+            log::error!("{}: the device's DMA is not stopped: {errno}", self.source);
+        }
+    }
+
     /// No memory, no interrupts, no bus mastering.
     fn stop(&self, file: &dyn FunctionFile) {
         self.windows.follow(&NOWHERE);
@@ -248,7 +264,19 @@ impl AssignedFunction {
 
     /// The device's own command register: what the guest wants, and never INTx.
     fn write_command(&self, file: &dyn FunctionFile, command: Command) -> Result<(), Errno> {
-        let command = command.with_interrupt_disable(true).with_io_space(false);
+        let stopped = self.stopped.lock();
+        self.write_command_as(file, command, *stopped)
+    }
+
+    /// For who holds `stopped`.
+    fn write_command_as(
+        &self,
+        file: &dyn FunctionFile,
+        command: Command,
+        stopped: bool,
+    ) -> Result<(), Errno> {
+        let master = command.bus_master() && !stopped;
+        let command = command.with_interrupt_disable(true).with_io_space(false).with_bus_master(master);
         file.write(&self.config_region, header::COMMAND.into(), &command.raw_value().to_le_bytes())
     }
 
@@ -266,8 +294,9 @@ impl AssignedFunction {
                     std::thread::sleep(RESET_PAUSE);
                     result = file.reset();
                 }
-                if let Err(errno) = result {
-                    log::warn!("{}: the device is not reset: {errno}", self.source);
+                match result {
+                    Ok(()) => *self.stopped.lock() = false,
+                    Err(errno) => log::warn!("{}: the device is not reset: {errno}", self.source),
                 }
             });
         }
@@ -312,7 +341,8 @@ impl AssignedFunction {
             }
             vectors.control(place.is_on(&config), false, place.in_use(&config), &host);
         }
-        if let Some((place, vectors)) = self.msix().filter(|(place, _)| touched(place.at + msix::CONTROL, 2)) {
+        if let Some((place, vectors)) = self.msix().filter(|(place, _)| touched(place.at + msix::CONTROL, 2))
+        {
             let control = MsixControl::new_with_raw_value(config.u16(place.at + msix::CONTROL));
             vectors.control(control.enable(), control.function_mask(), place.vectors, &host);
         }

@@ -93,10 +93,8 @@ fn register(bar: u8) -> u16 {
 
 /// Whole pages of `mappable` that share none with `trapped`. **Pure.**
 fn showable(mappable: &[Range<u64>], trapped: &[Range<u64>]) -> Vec<Range<u64>> {
-    let mut parts: Vec<Range<u64>> = mappable
-        .iter()
-        .map(|range| range.start.next_multiple_of(PAGE)..range.end & !(PAGE - 1))
-        .collect();
+    let mut parts: Vec<Range<u64>> =
+        mappable.iter().map(|range| range.start.next_multiple_of(PAGE)..range.end & !(PAGE - 1)).collect();
     for hole in trapped {
         let (start, end) = (hole.start & !(PAGE - 1), hole.end.next_multiple_of(PAGE));
         parts = (parts.into_iter())

@@ -122,7 +122,8 @@ impl Chain<'_> {
                 .with_execute(offer.execute)
                 .with_privileged(offer.privileged);
             // The other switches are for what was offered only.
-            let writable = PasidControl::DEFAULT.with_enable(true).raw_value() | capability.raw_value() & 0b110;
+            let writable =
+                PasidControl::DEFAULT.with_enable(true).raw_value() | capability.raw_value() & 0b110;
             self.config.set(at + pasid::CAPABILITY, &capability.raw_value().to_le_bytes());
             self.config.set_writable(at + pasid::CONTROL, &writable.to_le_bytes());
         }

@@ -96,7 +96,8 @@ const SATA: u8 = 0x12;
 impl Picture {
     /// The view of a device.
     pub(super) fn new(hardware: &Hardware<'_>) -> Self {
-        let mut picture = Self { config: ConfigSpace::default(), places: Places::default(), passed: Vec::new() };
+        let mut picture =
+            Self { config: ConfigSpace::default(), places: Places::default(), passed: Vec::new() };
         picture.header(hardware);
         picture.conventional(hardware);
         // The services need PCI Express.

@@ -246,7 +246,8 @@ impl Vectors {
             host.events.add(&event, Token::Vector(self.table_number, vector))?;
             // Without, it is slower, and works as well.
             let shortcut = self.ways.shortcuts.shortcut(&event);
-            let shortcut = shortcut.inspect_err(|error| log::debug!("no short way for a vector: {error}")).ok();
+            let shortcut =
+                shortcut.inspect_err(|error| log::debug!("no short way for a vector: {error}")).ok();
             Ok(Vector { event, shortcut, led: None })
         };
         make().inspect_err(|error| log::warn!("{}: no event for a vector: {error}", self.ways.source)).ok()

@@ -106,7 +106,11 @@ mod tests {
         let rows: [Row; 5] = [
             ("none", vec![], vec![]),
             ("ones", vec![(0x100, u32::MAX)], vec![]),
-            ("a hidden one first", vec![(0x100, 0x1200_0000), (0x120, 0x1_000f)], vec![(0, 0x100), (15, 0x120)]),
+            (
+                "a hidden one first",
+                vec![(0x100, 0x1200_0000), (0x120, 0x1_000f)],
+                vec![(0, 0x100), (15, 0x120)],
+            ),
             ("a loop", vec![(0x100, 0x1001_0013)], vec![(0x13, 0x100)]),
             ("into the header", vec![(0x100, 0x0401_0013)], vec![(0x13, 0x100)]),
         ];

@@ -144,7 +144,8 @@ fn parse_region(words: &[u64]) -> Region {
     if flags & c::VFIO_REGION_INFO_FLAG_MMAP != 0 {
         mappable.push(0..len);
     }
-    let mut next = if flags & c::VFIO_REGION_INFO_FLAG_CAPS != 0 { u32_at(12).unwrap_or(0) as usize } else { 0 };
+    let mut next =
+        if flags & c::VFIO_REGION_INFO_FLAG_CAPS != 0 { u32_at(12).unwrap_or(0) as usize } else { 0 };
     // A list has no more members than 8-byte words.
     for _ in 0..words.len() {
         let Some(id) = u16_at(next).filter(|_| next >= REGION_INFO_BYTES as usize) else { break };
@@ -220,14 +221,24 @@ mod tests {
             ("nothing", vec![], 0, vec![]),
             ("no mapping", head(0, 0), 0x3000, none.clone()),
             ("whole", head(MMAP, 0), 0x3000, vec![whole.clone()]),
-            ("another capability", with(head(MMAP | CAPS, 32), &[MSIX_MAPPABLE]), 0x3000, vec![whole.clone()]),
+            (
+                "another capability",
+                with(head(MMAP | CAPS, 32), &[MSIX_MAPPABLE]),
+                0x3000,
+                vec![whole.clone()],
+            ),
             (
                 "sparse, out of order",
                 with(head(MMAP | CAPS, 32), &[1, 2, 0x2000, 0x1000, 0, 0x1000]),
                 0x3000,
                 vec![0..0x1000, 0x2000..0x3000],
             ),
-            ("sparse, beyond the end", with(head(MMAP | CAPS, 32), &[1, 1, 0x2000, 0x2000]), 0x3000, none.clone()),
+            (
+                "sparse, beyond the end",
+                with(head(MMAP | CAPS, 32), &[1, 1, 0x2000, 0x2000]),
+                0x3000,
+                none.clone(),
+            ),
             ("sparse, cut off", with(head(MMAP | CAPS, 32), &[1, 9]), 0x3000, none.clone()),
             ("a loop", with(head(MMAP | CAPS, 32), &[MSIX_MAPPABLE | 32 << 32]), 0x3000, vec![whole.clone()]),
             ("a list outside", head(MMAP | CAPS, 0xffff_fff0), 0x3000, vec![whole]),

@@ -1,7 +1,7 @@
 //! A VFIO device's character device, as far as the IOMMU is concerned.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -61,6 +61,12 @@ impl Cdev {
         // SAFETY: the argument is of the type that this ioctl reads and writes.
         done(unsafe { ioctl_with_mut_ref(&*self.file, VFIO_DEVICE_GET_REGION_INFO(), &mut argument) })?;
         Ok(argument.offset)
+    }
+}
+
+impl AsFd for Cdev {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
