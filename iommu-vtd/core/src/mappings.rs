@@ -20,17 +20,6 @@ pub struct Mapping {
     pub permissions: Permissions,
 }
 
-impl Mapping {
-    /// Whether `next` goes on where this one ends, in input and output, and allows the same.
-    #[must_use]
-    pub fn continues_in(&self, next: &Self) -> bool {
-        let length = (self.range.last() - self.range.start()).wrapping_add(1);
-        self.permissions == next.permissions
-            && self.range.last().checked_add(1) == Some(next.range.start())
-            && self.base.0.checked_add(length) == Some(next.base.0)
-    }
-}
-
 /// How far a visit came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "a visit that did not come to its end has told only a part"]
@@ -54,8 +43,12 @@ pub enum Visit {
 /// and in [`sync`](crate::HostIommu::sync) for what invalidations named. Models call a host with none of the locks
 /// held that this trait takes. What is told is the guest's at that moment, and hostile: outputs need not be memory.
 pub trait GuestMappings: Send + Sync {
-    /// Tells `visit` of the mappings of `domain` within `range`, clipped to it, in ascending order, without
-    /// overlaps. Neighbours of which one [continues](Mapping::continues_in) in the other come as one.
+    /// Tells `visit` of the mappings of `domain` that share an address with `range`, in ascending order, without
+    /// overlaps.
+    ///
+    /// Each is told as the guest made it, one leaf of its tables: whole, where it reaches beyond `range`, because a
+    /// leaf is invalidated whole; and not merged with neighbours, because the guest may take it back without them
+    /// while a device goes on using those.
     ///
     /// Its work is bounded, whatever the guest's tables hold ([`Visit::TooMuch`]). Addresses that the host has
     /// reserved for itself are told like any other.

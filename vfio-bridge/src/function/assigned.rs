@@ -23,13 +23,13 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bars::{self, Bar, Windows};
 use super::events::{Events, Token};
-use super::file::{FunctionFile, Region, irq, region};
 use super::msi::MsiPlace;
 use super::picture::{Hardware, MsixPlace, Picture};
 use super::vectors::{Host, Vectors, Ways};
 use super::walk::Bytes;
 use super::ways::{HostSide, InterruptShortcuts, MemorySlots};
 use crate::caps::Offer;
+use crate::function_file::{FunctionFile, Region, irq, region};
 use crate::object::refused;
 
 /// What a function is connected to.
@@ -284,20 +284,9 @@ impl AssignedFunction {
     fn reset_function(&self, file: &dyn FunctionFile) {
         self.stop(file);
         if self.can_reset {
-            self.host.around_reset(self.source, &mut || {
-                let busy = |result: &Result<(), Errno>| matches!(result, Err(Errno::AGAIN | Errno::BUSY));
-                let mut result = file.reset();
-                for _ in 1..RESET_TRIES {
-                    if !busy(&result) {
-                        break;
-                    }
-                    std::thread::sleep(RESET_PAUSE);
-                    result = file.reset();
-                }
-                match result {
-                    Ok(()) => *self.stopped.lock() = false,
-                    Err(errno) => log::warn!("{}: the device is not reset: {errno}", self.source),
-                }
+            self.host.around_reset(self.source, &mut || match patient_reset(file) {
+                Ok(()) => *self.stopped.lock() = false,
+                Err(errno) => log::warn!("{}: the device is not reset: {errno}", self.source),
             });
         }
         *self.config.lock() = self.picture.config.clone();
@@ -365,6 +354,17 @@ impl AssignedFunction {
         let bar = self.bars.get(usize::from(bar))?.as_ref()?;
         offset.checked_add(len as u64).filter(|end| *end <= bar.len).map(|_| bar)
     }
+}
+
+/// Resets; waits a while for others who hold the device.
+fn patient_reset(file: &dyn FunctionFile) -> Result<(), Errno> {
+    for _ in 1..RESET_TRIES {
+        match file.reset() {
+            Err(Errno::AGAIN | Errno::BUSY) => std::thread::sleep(RESET_PAUSE),
+            result => return result,
+        }
+    }
+    file.reset()
 }
 
 fn command(config: &ConfigSpace) -> Command {

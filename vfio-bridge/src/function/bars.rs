@@ -8,10 +8,10 @@ use devices::pci::spec::{Command, header};
 use devices::pci::{BarRange, DecodedBars};
 use iommu_core::sync::Mutex;
 
-use super::file::{FunctionFile, Region};
 use super::walk::Bytes;
 use super::ways::{MemorySlots, Shown};
-use crate::sys::DeviceMemory;
+use crate::function_file::{FunctionFile, Region};
+use crate::memory::DeviceMemory;
 
 /// Type bits of a BAR's register (PCIe §7.5.1.2.1).
 const IO: u32 = 1;
@@ -181,6 +181,7 @@ mod tests {
 
     /// (name, mappable, trapped, shown), all in pages and fractions.
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "one range is meant")]
     fn whole_pages_are_shown_around_what_is_trapped() {
         type Row = (&'static str, Vec<Range<u64>>, Vec<Range<u64>>, Vec<Range<u64>>);
         let rows: [Row; 8] = [

@@ -7,8 +7,7 @@
 //!
 //! | module | what it holds |
 //! | --- | --- |
-//! | [`file`] | what is needed of the kernel: regions, interrupts, reset |
-//! | [`ways`] | what is needed of the machine: memory slots, interrupts, the IOMMU's side of a reset |
+//! | `ways` | what is needed of the machine: memory slots, interrupts, the IOMMU's side of a reset |
 //! | `walk` | the two lists of capabilities, as they are found |
 //! | `picture` `extended` | configuration space as the guest finds it, and where things are in it |
 //! | `bars` | sizes, what is mapped, where it is shown |
@@ -23,7 +22,6 @@ mod assigned;
 mod bars;
 mod events;
 mod extended;
-mod file;
 mod msi;
 mod picture;
 mod vectors;
@@ -31,5 +29,4 @@ mod walk;
 mod ways;
 
 pub use assigned::{AssignedFunction, Connections, Notice};
-pub use file::{FunctionFile, Irqs, Region, irq, region};
 pub use ways::{HostSide, InterruptShortcuts, MemorySlots, Shortcut, Shown};

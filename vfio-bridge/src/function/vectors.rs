@@ -15,8 +15,8 @@ use iommu_core::{InterruptRemapper, Msi, MsiSink, SourceId};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::events::{Events, Token};
-use super::file::{FunctionFile, Irqs};
 use super::ways::{InterruptShortcuts, Shortcut};
+use crate::function_file::{FunctionFile, Irqs};
 
 /// Bytes of an entry, and where its parts are.
 const ENTRY: u64 = 16;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use iommu_core::{Msi, SourceId};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::sys::DeviceMemory;
+use crate::memory::DeviceMemory;
 
 /// Memory that a guest sees; it sees it no longer when this is dropped.
 pub type Shown = Box<dyn Send + Sync>;

@@ -12,10 +12,11 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr};
 use vmm_sys_util::ioctl_io_nr;
 
-use super::DeviceMemory;
-use super::vfio::done;
-use crate::function::{FunctionFile, Irqs, Region};
+use super::done;
+use super::mapping::map;
+use crate::function_file::{FunctionFile, Irqs, Region};
 use crate::kernel::Result;
+use crate::memory::DeviceMemory;
 
 ioctl_io_nr!(VFIO_DEVICE_GET_INFO, c::VFIO_TYPE as u32, c::VFIO_BASE + 7);
 ioctl_io_nr!(VFIO_DEVICE_GET_REGION_INFO, c::VFIO_TYPE as u32, c::VFIO_BASE + 8);
@@ -97,7 +98,7 @@ impl FunctionFile for FunctionHandle {
     fn map(&self, region: &Region, range: Range<u64>) -> Result<DeviceMemory> {
         let at = region.file_offset.checked_add(range.start).ok_or(Errno::OVERFLOW)?;
         let len = range.end.checked_sub(range.start).and_then(|len| usize::try_from(len).ok());
-        DeviceMemory::map(&*self.0, at, len.ok_or(Errno::INVAL)?)
+        map(&*self.0, at, len.ok_or(Errno::INVAL)?)
     }
 
     fn irqs(&self, kind: u32) -> Result<Irqs> {
@@ -191,20 +192,20 @@ mod tests {
             assert_eq!(errno, Some(Errno::NOTTY), "{name}");
         }
         assert_eq!(function.read(&region, 0, &mut [0; 4]), Err(Errno::IO), "nothing to read");
-        assert_eq!(function.read(&region, u64::MAX, &mut [0; 4]).is_err(), true);
+        assert_eq!(function.read(&region, u64::MAX, &mut [0; 4]), Err(Errno::INVAL), "no such offset");
         assert_eq!(function.map(&region, 0..4096).err(), Some(Errno::NODEV));
-        assert_eq!(function.map(&region, 4096..0).err(), Some(Errno::INVAL));
+        assert_eq!(function.map(&region, Range { start: 4096, end: 0 }).err(), Some(Errno::INVAL));
     }
 
     #[test]
     fn mapped_memory_is_the_files() {
         let file = File::from(rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
         file.set_len(8192).unwrap();
-        let memory = DeviceMemory::map(&file, 4096, 4096).unwrap();
+        let memory = map(&file, 4096, 4096).unwrap();
         assert_eq!(memory.len_bytes(), 4096);
         assert_eq!(memory.host_address() % 4096, 0);
-        assert_eq!(DeviceMemory::map(&file, 0, 0).err(), Some(Errno::INVAL));
-        assert_eq!(DeviceMemory::map(&file, 1, 4096).err(), Some(Errno::INVAL));
+        assert_eq!(map(&file, 0, 0).err(), Some(Errno::INVAL));
+        assert_eq!(map(&file, 1, 4096).err(), Some(Errno::INVAL));
     }
 
     /// (name, words, length, mappable)

@@ -2,52 +2,37 @@
 
 use std::os::fd::AsFd;
 
-use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::kernel::Result;
+use crate::memory::DeviceMemory;
 
-/// A mapped part of a device's memory, until it is dropped. Nothing here looks into it: it is for a guest to see.
-#[derive(Debug)]
-pub struct DeviceMemory {
-    /// Of the first byte; kept as a number, because no reference is ever made of it.
+/// A mapping of a file, until it is dropped. Nothing in this process looks into it.
+struct Mapping {
+    /// Of the first byte; a number, because no reference is ever made of it.
     address: usize,
     len: usize,
 }
 
-impl DeviceMemory {
-    /// Maps `len` bytes of a file from `offset` on, for reading and writing.
-    ///
-    /// # Errors
-    /// As the kernel says; `EINVAL` also for no bytes.
-    pub fn map(file: impl AsFd, offset: u64, len: usize) -> Result<Self> {
-        let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
-        // SAFETY: the kernel finds a free range of addresses, so no other memory changes, and nothing reads or
-        // writes the new one by a reference.
-        let start = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, file, offset) }?;
-        Ok(Self { address: start.expose_provenance(), len })
-    }
-
-    /// The address of the first byte in this process.
-    #[must_use]
-    pub fn host_address(&self) -> u64 {
-        self.address as u64
-    }
-
-    /// Size in bytes.
-    #[must_use]
-    pub fn len_bytes(&self) -> u64 {
-        self.len as u64
-    }
+/// Maps `len` bytes of a file from `offset` on, for reading and writing by a guest.
+///
+/// # Errors
+/// As the kernel says; `EINVAL` also for no bytes.
+pub(crate) fn map(file: impl AsFd, offset: u64, len: usize) -> Result<DeviceMemory> {
+    let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED);
+    // SAFETY: the kernel finds a free range of addresses, so no other memory changes, and nothing reads or writes the
+    // new one by a reference.
+    let start = unsafe { mmap(std::ptr::null_mut(), len, protection, flags, file, offset) }?;
+    let address = start.expose_provenance();
+    Ok(DeviceMemory::new(address as u64, len as u64, Box::new(Mapping { address, len })))
 }
 
-impl Drop for DeviceMemory {
+impl Drop for Mapping {
     fn drop(&mut self) {
         let start = std::ptr::with_exposed_provenance_mut(self.address);
-        // SAFETY: the range is the mapping that this value made and owns; whoever showed it to a guest holds the
-        // value for as long as it is shown.
-        let result = unsafe { munmap(start, self.len) };
-        if let Err(errno @ (Errno::INVAL | Errno::NOMEM)) = result {
+        // SAFETY: the range is the mapping that this value made and owns; whoever showed it to a guest holds it for as
+        // long as it is shown.
+        if let Err(errno) = unsafe { munmap(start, self.len) } {
             log::warn!("a device's memory stays mapped: {errno}");
         }
     }

@@ -12,12 +12,18 @@ mod vfio;
 
 pub use function::FunctionHandle;
 pub use iommufd::Iommufd;
-pub use mapping::DeviceMemory;
+#[cfg(feature = "testkit")]
+pub(crate) use mapping::map;
 pub use vfio::Cdev;
 
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
+
+/// The outcome of an ioctl.
+fn done(answer: i32) -> crate::kernel::Result<()> {
+    if answer < 0 { Err(last_errno()) } else { Ok(()) }
+}
 
 /// The error of the system call that this thread made last.
 fn last_errno() -> Errno {
@@ -42,11 +48,13 @@ mod tests {
     use std::fs::File;
     use std::path::Path;
 
-    use iommu_core::IovaRange;
+    use iommu_core::{IovaRange, Permissions};
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     use super::*;
-    use crate::kernel::{DeviceFile as _, Entries, HwptAlloc, Kernel as _, ObjectId, Partial, Payload};
+    use crate::kernel::{
+        DeviceFile as _, Entries, HwptAlloc, IoasCopy, Kernel as _, ObjectId, Partial, Payload,
+    };
     use crate::memory::HostRange;
 
     const ID: ObjectId = ObjectId(1);
@@ -70,12 +78,16 @@ mod tests {
             fault_queue: Some(ID),
             data,
         };
+        let page = IovaRange::aligned(0, 12);
+        let copy = IoasCopy { from: ID, range: page, to: ID, iova: 0, permissions: Permissions::READ_WRITE };
         let entries = Entries { kind: uapi::INVALIDATE_DATA_VTD_S1, entry_len: 24, bytes: &[0; 48] };
         let rows = [
             ("destroy", iommufd.destroy(ID).err()),
             ("IOAS", iommufd.ioas_alloc().err()),
-            ("map", iommufd.ioas_map(ID, 0, &range).err()),
+            ("map", iommufd.ioas_map(ID, 0, &range, Permissions::READ_WRITE).err()),
             ("unmap", iommufd.ioas_unmap(ID, IovaRange::aligned(0, 12)).err()),
+            ("copy", iommufd.ioas_copy(&copy).err()),
+            ("usable addresses", iommufd.ioas_iova_ranges(ID).err()),
             ("hardware information", iommufd.hw_info(ID).err()),
             ("HWPT", iommufd.hwpt_alloc(&table).err()),
             ("fault queue", iommufd.fault_queue_alloc().err()),

@@ -14,7 +14,7 @@ use vmm_sys_util::ioctl_io_nr;
 
 use crate::kernel::{DeviceFile, ObjectId, Result};
 use crate::object::{OPEN_DEVICE, refused};
-use crate::sys::{FunctionHandle, Iommufd, last_errno};
+use crate::sys::{FunctionHandle, Iommufd, done};
 
 ioctl_io_nr!(VFIO_DEVICE_GET_REGION_INFO, c::VFIO_TYPE as u32, c::VFIO_BASE + 8);
 ioctl_io_nr!(VFIO_DEVICE_BIND_IOMMUFD, c::VFIO_TYPE as u32, c::VFIO_BASE + 18);
@@ -83,10 +83,6 @@ const _: () = {
     assert!(size_of::<c::vfio_device_attach_iommufd_pt>() == ATTACH_PASID_BYTES as usize);
     assert!(size_of::<c::vfio_device_detach_iommufd_pt>() == DETACH_PASID_BYTES as usize);
 };
-
-pub(super) fn done(answer: i32) -> Result<()> {
-    if answer < 0 { Err(last_errno()) } else { Ok(()) }
-}
 
 impl DeviceFile for Cdev {
     fn bind(&self) -> Result<ObjectId> {

@@ -9,7 +9,7 @@ use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use parking_lot::Mutex;
 use vfio_bridge::function::{MemorySlots, Shown};
-use vfio_bridge::sys::DeviceMemory;
+use vfio_bridge::memory::DeviceMemory;
 
 /// The first slot that is not RAM's.
 const FIRST: u32 = 8;

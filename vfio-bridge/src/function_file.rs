@@ -1,11 +1,12 @@
-//! What is needed of the host's kernel for a function itself: the open file of a VFIO PCI device, once it is bound.
+//! What is needed of the host's kernel for an assigned function itself: the open file of a VFIO PCI device, once it is
+//! bound. The real one is in [`crate::sys`], one that lives in memory in the testkit.
 
 use std::ops::Range;
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kernel::Result;
-use crate::sys::DeviceMemory;
+use crate::memory::DeviceMemory;
 
 /// Number of a region of a VFIO PCI device: 0 to 5 are the BARs.
 pub mod region {
