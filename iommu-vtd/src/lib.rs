@@ -73,6 +73,7 @@ mod host;
 pub mod interrupt;
 pub mod invalidation;
 mod lookup;
+pub mod mappings;
 pub mod memory;
 pub mod page_request;
 pub mod profile;
@@ -90,6 +91,7 @@ mod walk;
 
 pub use capability::Capability;
 pub use dmar::Dmar;
+pub use mappings::SecondStageMappings;
 pub use memory::TableMemory;
 pub use profile::{Platform, Profile, ProfileError};
 pub use state::{RestoreError, UnitState};

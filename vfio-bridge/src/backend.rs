@@ -100,11 +100,19 @@ impl NestedIommu {
     /// The host refused a step; the device's file is closed then. `EEXIST` if there is one of this name. `EOPNOTSUPP`
     /// if the host cannot nest; [`Self::examine`] says why.
     pub fn add_device(&self, source: SourceId, file: Box<dyn DeviceFile>) -> Result<Offer, HostError> {
-        let mut bindings = self.bindings.lock();
-        if bindings.devices.contains_key(&source) {
+        if self.bindings.lock().devices.contains_key(&source) {
             return Err(refused(BIND, format!("device {source}"), Errno::EXIST));
         }
-        let device = Device::bind(self.objects.kernel(), source, file)?;
+        self.add_bound(Device::bind(self.objects.kernel(), source, file)?)
+    }
+
+    /// The same for a device that is bound to the iommufd already.
+    pub(crate) fn add_bound(&self, device: Device) -> Result<Offer, HostError> {
+        let source = device.source();
+        let mut bindings = self.bindings.lock();
+        if bindings.devices.contains_key(&source) {
+            return Err(refused(BIND, &device, Errno::EXIST));
+        }
         let parent = find_parent(&mut bindings.parents, &self.ioas, &device)?;
         let has_pasid = bindings.parents.get(parent).is_some_and(|parent| parent.pasid());
         let findings = self.findings(&device, &mut bindings.faults, Ok(has_pasid));
@@ -118,12 +126,16 @@ impl NestedIommu {
     /// # Errors
     /// The host does not even bind it.
     pub fn examine(&self, source: SourceId, file: Box<dyn DeviceFile>) -> Result<Offer, HostError> {
-        let device = Device::bind(self.objects.kernel(), source, file)?;
+        Ok(self.examine_bound(&Device::bind(self.objects.kernel(), source, file)?))
+    }
+
+    /// The same for a device that is bound to the iommufd, and stays so.
+    pub(crate) fn examine_bound(&self, device: &Device) -> Offer {
         let parent = NestParent::new(&self.ioas, device.id(), device.info().max_pasid_log2 != 0);
         let mut queue = None;
         let findings =
-            self.findings(&device, &mut queue, parent.as_ref().map(NestParent::pasid).map_err(|e| *e));
-        Ok(Offer::judge(&findings))
+            self.findings(device, &mut queue, parent.as_ref().map(NestParent::pasid).map_err(|e| *e));
+        Offer::judge(&findings)
     }
 
     /// Looks at a device; a fault queue is made if it can use one.

@@ -27,6 +27,7 @@
 //! | [`backend`] | [`NestedIommu`]: all of it together, and the lock order |
 //! | [`memory`] | guest memory as the host is told of it, and a device's as the guest is |
 //! | [`function`], [`function_file`] | an assigned PCI function, and what it needs of the kernel |
+//! | [`meter`] | what the kernel is asked, counted |
 //!
 //! # When something fails
 //!
@@ -45,6 +46,7 @@ pub mod advice;
 pub mod backend;
 mod bindings;
 pub mod caps;
+pub mod choice;
 pub mod container;
 mod device;
 pub mod fault_queue;
@@ -55,6 +57,7 @@ mod invalidate;
 pub mod ioas;
 pub mod kernel;
 pub mod memory;
+pub mod meter;
 mod object;
 pub mod shadow;
 pub mod spec;
@@ -65,5 +68,6 @@ mod tables;
 pub mod testkit;
 
 pub use backend::NestedIommu;
+pub use choice::{Bridge, choose};
 pub use container::ContainerIommu;
 pub use shadow::ShadowIommu;

@@ -15,6 +15,8 @@ use crate::kernel::{Kernel, ObjectId};
 // Operations that there is advice for.
 pub(crate) const OPEN_IOMMUFD: &str = "open";
 pub(crate) const OPEN_DEVICE: &str = "open a device";
+pub(crate) const OPEN_CONTAINER: &str = "open a container";
+pub(crate) const OPEN_GROUP: &str = "open a group";
 pub(crate) const BIND: &str = "bind to the iommufd";
 pub(crate) const MAKE_NEST_PARENT: &str = "make a nest parent";
 pub(crate) const MAKE_PAGE_TABLE: &str = "make a page table";

@@ -30,14 +30,6 @@ impl ContainerIommu {
     pub fn add_device(&self, source: SourceId, file: Box<dyn ContainerFile>) -> Result<Offer, HostError> {
         self.insert(source, |containers| containers.add(source, file))
     }
-
-    /// Lets devices at guest memory.
-    ///
-    /// # Errors
-    /// The host refused a range; those before it stay.
-    pub fn add_memory(&self, ranges: Vec<HostRange>) -> Result<(), HostError> {
-        self.insert_memory(ranges, Containers::add_memory)
-    }
 }
 
 /// One container for each device.
@@ -58,11 +50,6 @@ impl Containers {
         Ok(width(&usable))
     }
 
-    fn add_memory(&mut self, range: HostRange) -> Result<(), HostError> {
-        let passing = self.0.iter_mut().filter(|(_, container)| container.passes_through);
-        passing.into_iter().try_for_each(|(source, container)| container.map_memory(*source, &range))
-    }
-
     fn of(&mut self, source: SourceId) -> Result<&mut Container, HostError> {
         self.0.get_mut(&source).ok_or_else(|| refused(BIND, name(source), Errno::NODEV))
     }
@@ -81,12 +68,7 @@ impl Container {
     }
 
     fn map_memory(&self, source: SourceId, memory: &HostRange) -> Result<(), HostError> {
-        let guest = memory.guest();
-        if guest.overlaps(&INTERRUPT_WINDOW) {
-            let place = format!("{} at {memory:?}", name(source));
-            return Err(refused(MAP, place, Errno::ADDRINUSE));
-        }
-        self.map(source, guest.start(), memory, Permissions::READ_WRITE)
+        self.map(source, memory.guest().start(), memory, Permissions::READ_WRITE)
     }
 
     /// Takes everything back; tried twice, because nothing else makes sure that the device is stopped.
@@ -110,6 +92,14 @@ impl AddressSpaces for Containers {
     type Space = SourceId;
 
     const SHARED: bool = false;
+
+    fn add_memory(&mut self, memory: &HostRange) -> Result<(), HostError> {
+        if memory.guest().overlaps(&INTERRUPT_WINDOW) {
+            return Err(refused(MAP, format!("containers at {memory:?}"), Errno::ADDRINUSE));
+        }
+        let mut passing = self.0.iter().filter(|(_, container)| container.passes_through);
+        passing.try_for_each(|(source, container)| container.map_memory(*source, memory))
+    }
 
     fn make(&mut self, source: SourceId) -> Result<SourceId, HostError> {
         Ok(source)

@@ -12,6 +12,8 @@ use iommu_core::{
     SourceId,
 };
 use rustix::io::Errno;
+use vm_memory::GuestMemoryMmap;
+use vm_memory::bitmap::Bitmap;
 
 use super::domains::{Domains, Guest, Number};
 use super::spaces::AddressSpaces;
@@ -81,15 +83,19 @@ impl<S: AddressSpaces> Shadow<S> {
         Ok(offer)
     }
 
-    /// Adds memory, as far as the host takes it.
-    pub(crate) fn insert_memory(
-        &self,
-        ranges: Vec<HostRange>,
-        mut add: impl FnMut(&mut S, HostRange) -> Result<(), HostError>,
-    ) -> Result<(), HostError> {
+    /// Lets devices at guest memory. Best after the first device: then an iommufd pins it range by range, and a
+    /// failure names its range.
+    ///
+    /// # Errors
+    /// The host refused a range; those before it stay.
+    pub fn add_memory<B>(&self, memory: &GuestMemoryMmap<B>) -> Result<(), HostError>
+    where
+        B: Bitmap + Send + Sync + 'static,
+    {
+        let ranges = HostRange::of_memory(memory);
         let mut state = self.state.lock();
-        for range in ranges {
-            add(&mut state.spaces, range.clone())?;
+        for range in ranges.map_err(|errno| refused("find", "guest memory", errno))? {
+            state.spaces.add_memory(&range)?;
             state.ram.push(range);
             state.ram.sort_by_key(|range| range.guest().start());
         }

@@ -42,17 +42,13 @@ impl ShadowIommu {
     pub fn add_device(&self, source: SourceId, file: Box<dyn DeviceFile>) -> Result<Offer, HostError> {
         self.insert(source, |spaces| {
             let device = Device::bind(spaces.kernel(), source, file)?;
-            spaces.add(source, device)
+            spaces.add(device)
         })
     }
 
-    /// Lets devices at guest memory. Best after the first device: then memory is pinned range by range, and a
-    /// failure names its range.
-    ///
-    /// # Errors
-    /// The host refused a range; those before it stay.
-    pub fn add_memory(&self, ranges: Vec<HostRange>) -> Result<(), HostError> {
-        self.insert_memory(ranges, |spaces, range| spaces.ioas.map(range))
+    /// The same for a device that is bound to the iommufd already.
+    pub(crate) fn add_bound(&self, device: Device) -> Result<Offer, HostError> {
+        self.insert(device.source(), |spaces| spaces.add(device))
     }
 }
 
@@ -95,9 +91,9 @@ impl IommufdSpaces {
     }
 
     /// Takes a bound device in. The width of addresses that it can use, in bits.
-    fn add(&mut self, source: SourceId, device: Device) -> Result<u32, HostError> {
+    fn add(&mut self, device: Device) -> Result<u32, HostError> {
         let (table, bits) = self.find_table(&device)?;
-        self.devices.insert(source, (device, table));
+        self.devices.insert(device.source(), (device, table));
         Ok(bits)
     }
 
@@ -142,6 +138,10 @@ impl AddressSpaces for IommufdSpaces {
     type Space = IommufdSpace;
 
     const SHARED: bool = true;
+
+    fn add_memory(&mut self, memory: &HostRange) -> Result<(), HostError> {
+        self.ioas.map(memory.clone())
+    }
 
     fn make(&mut self, _: SourceId) -> Result<IommufdSpace, HostError> {
         let made = self.kernel().ioas_alloc();

@@ -14,6 +14,12 @@ pub trait AddressSpaces: Send {
     /// blocked by emptying it: an address space is made and filled for a device that is detached.
     const SHARED: bool;
 
+    /// Takes note of guest memory, and lets at it who is attached to memory as it is.
+    ///
+    /// # Errors
+    /// The host refused.
+    fn add_memory(&mut self, memory: &HostRange) -> Result<(), HostError>;
+
     /// An empty address space that a device can be attached to.
     ///
     /// # Errors
@@ -39,7 +45,7 @@ pub trait AddressSpaces: Send {
     /// The host refused; whether the device is detached is unknown.
     fn attach(&mut self, source: SourceId, space: &Self::Space) -> Result<(), HostError>;
 
-    /// Lets a detached device at guest memory as it is: all of `ram`, and what is added to it later.
+    /// Lets a detached device at guest memory as it is: all of `ram`.
     ///
     /// # Errors
     /// As [`Self::attach`].

@@ -4,12 +4,14 @@
 //! kernel writes to no memory that is not exclusively borrowed for it. That, and that file descriptors are owned,
 //! is all there is to show.
 
+mod container;
 mod function;
 mod iommufd;
 mod mapping;
 pub mod uapi;
 mod vfio;
 
+pub use container::{Container, VFIO};
 pub use function::FunctionHandle;
 pub use iommufd::Iommufd;
 #[cfg(feature = "testkit")]

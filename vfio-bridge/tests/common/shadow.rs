@@ -9,7 +9,6 @@ use iommu_core::{
     TableFormat, Visit,
 };
 use rustix::io::Errno;
-use vfio_bridge::memory::HostRange;
 use vfio_bridge::testkit::FakeKernel;
 use vfio_bridge::{ContainerIommu, ShadowIommu};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
@@ -136,10 +135,9 @@ impl Host {
     }
 
     pub(crate) fn add_memory(&self, ram: &GuestMemoryMmap) -> Result<(), HostError> {
-        let ranges = HostRange::of_memory(ram).unwrap();
         match self {
-            Self::Iommufd(host) => host.add_memory(ranges),
-            Self::Container(host) => host.add_memory(ranges),
+            Self::Iommufd(host) => host.add_memory(ram),
+            Self::Container(host) => host.add_memory(ram),
         }
     }
 
