@@ -52,16 +52,17 @@ impl NestedIommu {
     pub fn new(kernel: Arc<dyn Kernel>) -> Result<Self, HostError> {
         let objects = Objects::new(kernel);
         let ioas = Arc::new(Ioas::new(&objects)?);
-        Ok(Self::over(ioas))
+        Ok(Self::beside(ioas))
     }
 
     /// For the devices behind another unit of the same guest. Memory is shared: mapped, pinned and charged once.
     #[must_use]
     pub fn sibling(&self) -> Self {
-        Self::over(self.ioas.clone())
+        Self::beside(self.ioas.clone())
     }
 
-    fn over(ioas: Arc<Ioas>) -> Self {
+    /// For the devices behind another unit of the same guest, by whatever way the first goes.
+    pub(crate) fn beside(ioas: Arc<Ioas>) -> Self {
         Self {
             delivery: Mutex::default(),
             bindings: Mutex::default(),
@@ -69,6 +70,11 @@ impl NestedIommu {
             objects: ioas.objects().clone(),
             ioas,
         }
+    }
+
+    /// The address space that holds guest memory.
+    pub(crate) fn shared_ioas(&self) -> Arc<Ioas> {
+        self.ioas.clone()
     }
 
     /// The address space, for memory that comes and goes.

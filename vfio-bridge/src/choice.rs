@@ -21,8 +21,9 @@ use vm_memory::bitmap::Bitmap;
 use crate::caps::{Feature, Offer};
 use crate::device::Device;
 use crate::fault_queue::FaultQueue;
+use crate::ioas::Ioas;
 use crate::kernel::{ContainerFile, DeviceFile, Kernel};
-use crate::object::{MAKE_NEST_PARENT, OPEN_DEVICE, OPEN_IOMMUFD, refused};
+use crate::object::{MAKE_NEST_PARENT, OPEN_DEVICE, OPEN_IOMMUFD, Objects, refused};
 use crate::{ContainerIommu, NestedIommu, ShadowIommu};
 
 /// What the user wants.
@@ -91,8 +92,7 @@ impl fmt::Display for Way {
     }
 }
 
-/// How the host's files are opened. Each is called once at most, and a device's second one only after its first failed
-/// or was not called.
+/// How the host's files are opened.
 pub trait Doors {
     /// `/dev/iommu`.
     ///
@@ -135,7 +135,25 @@ impl Bridge {
         }
     }
 
-    /// Lets devices at guest memory.
+    /// Who reads the guest's tables, from now on. They depend on what the guest is offered, and so on the devices.
+    pub fn set_mappings(&self, mappings: Arc<dyn GuestMappings>) {
+        match self {
+            Self::Nested(_) => {}
+            Self::Shadow(host) => host.set_mappings(mappings),
+            Self::Container(host) => host.set_mappings(mappings),
+        }
+    }
+
+    /// The address space of guest memory, if it can be shared.
+    fn ioas(&self) -> Option<Arc<Ioas>> {
+        match self {
+            Self::Nested(host) => Some(host.shared_ioas()),
+            Self::Shadow(host) => Some(host.ioas()),
+            Self::Container(_) => None,
+        }
+    }
+
+    /// Lets devices at guest memory; not where [`Choice::has_memory`].
     ///
     /// # Errors
     /// The host refused a range; those before it stay.
@@ -193,8 +211,10 @@ impl Bridge {
 
 /// What was chosen.
 pub struct Choice {
-    /// The host's side, with all devices and no memory yet.
+    /// The host's side, with all devices.
     pub bridge: Bridge,
+    /// It shares the memory of the bridge beside it. If not, it has none yet.
+    pub has_memory: bool,
     /// Which way.
     pub way: Way,
     /// Why no better one.
@@ -210,36 +230,35 @@ impl fmt::Display for Choice {
 }
 
 /// Takes `sources` in by the best way that all of them can go, or by the one that is wanted, and logs which and why.
-/// Their bus mastering has to be off. `mappings` reads the guest's tables, should that be needed.
+/// Their bus mastering has to be off. `beside` is the bridge of another unit of the same guest, whose iommufd and
+/// memory are used if that is possible.
 ///
 /// Without iommufd, or without a character device of a device, containers are tried. A device that is there and
 /// cannot be had is an error: it could not be had in another way either.
 ///
 /// # Errors
-/// There is no way, or not the one wanted. If several were tried, the error is that of the last, and those before it
-/// are logged.
+/// There is no way, or not the one wanted. If several were tried, the error is that of the last, and the one before it
+/// is logged.
 pub fn choose(
     wanted: Wanted,
     sources: &[SourceId],
     doors: &dyn Doors,
-    mappings: &Arc<dyn GuestMappings>,
+    beside: Option<&Bridge>,
 ) -> Result<Choice, HostError> {
     const ASKED: &str = "as asked for";
     let choice = match wanted {
-        Wanted::Container => by_containers(sources, doors, mappings, ASKED.to_owned())?,
-        Wanted::Auto | Wanted::Nested | Wanted::Shadow => match open(sources, doors) {
-            Ok((kernel, devices)) if wanted == Wanted::Shadow => {
-                by_shadow(kernel, devices, mappings, ASKED.to_owned())?
-            }
-            Ok((kernel, devices)) => match nest(&kernel, devices)? {
-                Nesting::Possible(choice) => choice,
-                Nesting::Impossible(_, error) if wanted == Wanted::Nested => return Err(error),
-                Nesting::Impossible(devices, error) => by_shadow(kernel, devices, mappings, error.object)?,
+        Wanted::Container => by_containers(sources, doors, ASKED.to_owned())?,
+        Wanted::Auto | Wanted::Nested | Wanted::Shadow => match Opened::new(sources, doors, beside) {
+            Ok(opened) if wanted == Wanted::Shadow => opened.shadow(ASKED.to_owned())?,
+            Ok(opened) => match opened.cannot_nest() {
+                None => opened.nest()?,
+                Some(error) if wanted == Wanted::Nested => return Err(error),
+                Some(error) => opened.shadow(error.object)?,
             },
             Err(error) if wanted == Wanted::Auto && is_absent(&error) => {
                 let reason = format!("{error} ({})", error.source);
                 log::debug!("no iommufd: {reason}");
-                by_containers(sources, doors, mappings, reason)?
+                by_containers(sources, doors, reason)?
             }
             Err(error) => return Err(error),
         },
@@ -253,68 +272,69 @@ fn is_absent(error: &HostError) -> bool {
     error.operation == OPEN_IOMMUFD || error.operation == OPEN_DEVICE
 }
 
-/// Opens everything and binds it; only then is known what the host has.
-fn open(sources: &[SourceId], doors: &dyn Doors) -> Result<(Arc<dyn Kernel>, Vec<Device>), HostError> {
-    let kernel = doors.iommufd()?;
-    // All files before the first is bound: without one of them, none is bound in vain.
-    let files = sources.iter().map(|source| Ok((*source, doors.device(*source)?)));
-    let files = files.collect::<Result<Vec<_>, HostError>>()?;
-    let devices = files.into_iter().map(|(source, file)| Device::bind(&*kernel, source, file));
-    let devices = devices.collect::<Result<_, _>>()?;
-    Ok((kernel, devices))
-}
-
-/// Whether all devices can be nested.
-enum Nesting {
-    Possible(Choice),
-    /// The devices, and which cannot and why.
-    Impossible(Vec<Device>, HostError),
-}
-
-fn nest(kernel: &Arc<dyn Kernel>, devices: Vec<Device>) -> Result<Nesting, HostError> {
-    let host = NestedIommu::new(kernel.clone())?;
-    for device in &devices {
-        if let Some(reason) = host.examine_bound(device).why_not(Feature::Nesting) {
-            let object = format!("{device}: {reason}");
-            return Ok(Nesting::Impossible(devices, refused(MAKE_NEST_PARENT, object, Errno::OPNOTSUPP)));
-        }
-    }
-    let mut offers = Vec::new();
-    for device in devices {
-        offers.push((device.source(), host.add_bound(device)?));
-    }
-    let without = offers.iter().find_map(|(source, offer)| Some((source, offer.why_not(Feature::Pasid)?)));
-    let (way, reason) = match without {
-        Some((source, reason)) => (Way::NestedWithoutPasid, format!("device {source}: {reason}")),
-        None => (Way::Nested, "the host has all it takes".to_owned()),
-    };
-    Ok(Nesting::Possible(Choice { bridge: Bridge::Nested(Arc::new(host)), way, reason, offers }))
-}
-
-fn by_shadow(
-    kernel: Arc<dyn Kernel>,
+/// Devices that are bound to an iommufd; only then is known what the host has. Dropped in this order.
+struct Opened {
     devices: Vec<Device>,
-    mappings: &Arc<dyn GuestMappings>,
-    reason: String,
-) -> Result<Choice, HostError> {
-    let host = ShadowIommu::new(kernel, mappings.clone())?;
-    let mut offers = Vec::new();
-    for device in devices {
-        offers.push((device.source(), host.add_bound(device)?));
-    }
-    Ok(Choice { bridge: Bridge::Shadow(Arc::new(host)), way: Way::Shadow, reason, offers })
+    ioas: Arc<Ioas>,
+    has_memory: bool,
 }
 
-fn by_containers(
-    sources: &[SourceId],
-    doors: &dyn Doors,
-    mappings: &Arc<dyn GuestMappings>,
-    reason: String,
-) -> Result<Choice, HostError> {
-    let host = ContainerIommu::new(mappings.clone());
-    let mut offers = Vec::new();
-    for source in sources {
-        offers.push((*source, host.add_device(*source, doors.container(*source)?)?));
+impl Opened {
+    fn new(sources: &[SourceId], doors: &dyn Doors, beside: Option<&Bridge>) -> Result<Self, HostError> {
+        let kernel = doors.iommufd()?;
+        // All files before the first is bound: without one of them, none is bound in vain.
+        let files = sources.iter().map(|source| Ok((*source, doors.device(*source)?)));
+        let files = files.collect::<Result<Vec<_>, HostError>>()?;
+        let shared = beside.and_then(Bridge::ioas);
+        let has_memory = shared.is_some();
+        let ioas = match shared {
+            Some(ioas) => ioas,
+            None => Arc::new(Ioas::new(&Objects::new(kernel))?),
+        };
+        let kernel = ioas.objects().kernel();
+        let devices = files.into_iter().map(|(source, file)| Device::bind(kernel, source, file));
+        let devices = devices.collect::<Result<_, _>>()?;
+        Ok(Self { devices, ioas, has_memory })
     }
-    Ok(Choice { bridge: Bridge::Container(Arc::new(host)), way: Way::Container, reason, offers })
+
+    /// The first device that cannot be nested, and why.
+    fn cannot_nest(&self) -> Option<HostError> {
+        let host = NestedIommu::beside(self.ioas.clone());
+        self.devices.iter().find_map(|device| {
+            let offer = host.examine_bound(device);
+            let object = format!("{device}: {}", offer.why_not(Feature::Nesting)?);
+            Some(refused(MAKE_NEST_PARENT, object, Errno::OPNOTSUPP))
+        })
+    }
+
+    fn nest(self) -> Result<Choice, HostError> {
+        let host = NestedIommu::beside(self.ioas);
+        let offers = self.devices.into_iter().map(|device| Ok((device.source(), host.add_bound(device)?)));
+        let offers = offers.collect::<Result<Vec<_>, HostError>>()?;
+        let without =
+            offers.iter().find_map(|(source, offer)| Some((source, offer.why_not(Feature::Pasid)?)));
+        let (way, reason) = match without {
+            Some((source, reason)) => (Way::NestedWithoutPasid, format!("device {source}: {reason}")),
+            None => (Way::Nested, "the host has all it takes".to_owned()),
+        };
+        let bridge = Bridge::Nested(Arc::new(host));
+        Ok(Choice { bridge, has_memory: self.has_memory, way, reason, offers })
+    }
+
+    fn shadow(self, reason: String) -> Result<Choice, HostError> {
+        let host = ShadowIommu::beside(self.ioas);
+        let offers = self.devices.into_iter().map(|device| Ok((device.source(), host.add_bound(device)?)));
+        let offers = offers.collect::<Result<_, HostError>>()?;
+        let bridge = Bridge::Shadow(Arc::new(host));
+        Ok(Choice { bridge, has_memory: self.has_memory, way: Way::Shadow, reason, offers })
+    }
+}
+
+fn by_containers(sources: &[SourceId], doors: &dyn Doors, reason: String) -> Result<Choice, HostError> {
+    let host = ContainerIommu::default();
+    let offers =
+        sources.iter().map(|source| Ok((*source, host.add_device(*source, doors.container(*source)?)?)));
+    let offers = offers.collect::<Result<_, HostError>>()?;
+    let bridge = Bridge::Container(Arc::new(host));
+    Ok(Choice { bridge, has_memory: false, way: Way::Container, reason, offers })
 }

@@ -50,6 +50,11 @@ impl Ioas {
         Ok(())
     }
 
+    /// What is mapped.
+    pub(crate) fn mapped(&self) -> Vec<HostRange> {
+        self.mapped.lock().clone()
+    }
+
     /// Takes back what [`Self::map`] gave; `guest` must be a whole range of it.
     ///
     /// # Errors

@@ -8,8 +8,8 @@ use std::cell::Cell;
 use std::sync::Arc;
 
 use common::shadow::{GuestTables, errno, ram, second};
-use common::{check_nothing_left, first, source};
-use iommu_core::{GuestMappings, HostError, SourceId};
+use common::{PASS, check_nothing_left, first, source};
+use iommu_core::{HostError, Permissions, SourceId};
 use rustix::io::Errno;
 use vfio_bridge::choice::{Choice, Doors, Wanted, Way};
 use vfio_bridge::kernel::{ContainerFile, DeviceFile, HwInfo, Kernel};
@@ -37,8 +37,7 @@ impl Host {
     }
 
     fn choose(&self, wanted: Wanted) -> Result<Choice, HostError> {
-        let mappings: Arc<dyn GuestMappings> = Arc::new(GuestTables::default());
-        choose(wanted, &[source(0), source(1)], self, &mappings)
+        choose(wanted, &[source(0), source(1)], self, None)
     }
 }
 
@@ -109,6 +108,7 @@ fn the_best_way_is_taken() {
                 assert_eq!(Ok(choice.way), expected, "{name}");
                 assert!(choice.to_string().contains(reason), "{name}: {choice}");
                 assert_eq!(choice.offers.len(), 2, "{name}");
+                choice.bridge.set_mappings(Arc::new(GuestTables::default()));
                 choice.bridge.add_memory(&ram()).unwrap();
                 let domain = match choice.way {
                     Way::Nested | Way::NestedWithoutPasid => first(1, 0x1000),
@@ -138,6 +138,48 @@ fn a_device_that_cannot_be_had_is_no_reason_for_another_way() {
         let error = host.choose(Wanted::Auto).err().unwrap();
         assert_eq!(errno(&error), Some(Errno::BUSY), "{error}");
         assert_eq!(host.kernel.count(Call::ContainerInfo), 0);
+        check_nothing_left(&host.kernel);
+    }
+}
+
+/// A guest with two units. Memory is mapped, pinned and charged once, whatever the ways; and reached by both.
+#[test]
+fn units_share_memory_where_they_can() {
+    let rows = [
+        (Wanted::Nested, Wanted::Nested, true),
+        (Wanted::Nested, Wanted::Shadow, true),
+        (Wanted::Shadow, Wanted::Nested, true),
+        (Wanted::Shadow, Wanted::Shadow, true),
+        (Wanted::Shadow, Wanted::Container, false),
+        (Wanted::Container, Wanted::Shadow, false),
+    ];
+    for (first, second, shared) in rows {
+        let host = Host { cdevs: 4, ..Host::full() };
+        let one = host.choose(first).unwrap();
+        assert!(!one.has_memory);
+        one.bridge.add_memory(&ram()).unwrap();
+        let two = choose(second, &[source(0)], &host, Some(&one.bridge)).unwrap();
+        assert_eq!(two.has_memory, shared, "{first:?} {second:?}");
+        if !shared {
+            two.bridge.add_memory(&ram()).unwrap();
+        }
+        for choice in [&one, &two] {
+            choice.bridge.iommu().set_domain(source(0), None, &PASS).unwrap();
+        }
+        let device = if first == Wanted::Container { 0 } else { 2 };
+        let reached = match second {
+            Wanted::Container => host.kernel.contained(0, 0x1000),
+            _ => host.kernel.lookup(device, 0x1000),
+        };
+        assert!(reached.is_some(), "{first:?} {second:?}");
+        if second == Wanted::Shadow {
+            let tables = GuestTables::default();
+            tables.map(1, 0x5000, 12, (0x3000, Permissions::READ_WRITE));
+            two.bridge.set_mappings(Arc::new(tables));
+            two.bridge.iommu().set_domain(source(0), None, &common::shadow::second(1, 0)).unwrap();
+            assert!(host.kernel.lookup(device, 0x5000).is_some());
+        }
+        drop((one, two));
         check_nothing_left(&host.kernel);
     }
 }

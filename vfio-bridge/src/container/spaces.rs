@@ -1,9 +1,8 @@
 //! Containers as address spaces.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use iommu_core::{GuestMappings, HostError, IovaRange, Permissions, SourceId};
+use iommu_core::{HostError, IovaRange, Permissions, SourceId};
 use rustix::io::Errno;
 
 use crate::caps::Offer;
@@ -15,13 +14,13 @@ use crate::shadow::{AddressSpaces, Area, Shadow, width};
 /// Devices of one guest whose second-stage tables are copied into legacy VFIO containers.
 pub type ContainerIommu = Shadow<Containers>;
 
-impl ContainerIommu {
-    /// Without memory and devices. `mappings` reads the guest's tables.
-    #[must_use]
-    pub fn new(mappings: Arc<dyn GuestMappings>) -> Self {
-        Self::over(Containers::default(), mappings)
+impl Default for ContainerIommu {
+    fn default() -> Self {
+        Self::over(Containers::default(), Vec::new())
     }
+}
 
+impl ContainerIommu {
     /// Takes a device in, blocked, and says what the guest may be offered. `source` is what the guest knows it by;
     /// the container holds its group and is empty.
     ///

@@ -24,7 +24,6 @@ use crate::object::{BIND, SHADOW, refused};
 /// Devices of one guest whose second-stage tables are copied into the host's; where to, says `S`.
 pub struct Shadow<S: AddressSpaces> {
     state: Mutex<State<S>>,
-    mappings: Arc<dyn GuestMappings>,
 }
 
 /// What a device is attached to.
@@ -59,13 +58,23 @@ struct State<S: AddressSpaces> {
     domains: Domains<S>,
     /// In ascending order.
     ram: Vec<HostRange>,
+    mappings: Option<Arc<dyn GuestMappings>>,
     spaces: S,
 }
 
 impl<S: AddressSpaces> Shadow<S> {
-    pub(crate) fn over(spaces: S, mappings: Arc<dyn GuestMappings>) -> Self {
-        let state = State { devices: BTreeMap::new(), domains: Domains::default(), ram: Vec::new(), spaces };
-        Self { state: Mutex::new(state), mappings }
+    /// Without devices. `ram` is what `spaces` know of already.
+    pub(crate) fn over(spaces: S, ram: Vec<HostRange>) -> Self {
+        let (devices, domains) = (BTreeMap::new(), Domains::default());
+        let shadow = Self { state: Mutex::new(State { devices, domains, ram, mappings: None, spaces }) };
+        shadow.lock().sort();
+        shadow
+    }
+
+    /// From now on the guest's tables are read by `mappings`; before, no domain that has any can be bound. They
+    /// depend on what the guest is offered, and that on the devices.
+    pub fn set_mappings(&self, mappings: Arc<dyn GuestMappings>) {
+        self.lock().mappings = Some(mappings);
     }
 
     /// Takes a device in. `add` says how wide addresses may be.
@@ -97,7 +106,7 @@ impl<S: AddressSpaces> Shadow<S> {
         for range in ranges.map_err(|errno| refused("find", "guest memory", errno))? {
             state.spaces.add_memory(&range)?;
             state.ram.push(range);
-            state.ram.sort_by_key(|range| range.guest().start());
+            state.sort();
         }
         Ok(())
     }
@@ -116,22 +125,25 @@ impl<S: AddressSpaces> Shadow<S> {
         }
     }
 
+    pub(super) fn look<T>(&self, at: impl FnOnce(&S) -> T) -> T {
+        at(&self.lock().spaces)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State<S>> {
         self.state.lock()
     }
 }
 
 impl<S: AddressSpaces> State<S> {
+    fn sort(&mut self) {
+        self.ram.sort_by_key(|range| range.guest().start());
+    }
+
     /// Makes one binding another.
     ///
     /// # Errors
     /// The device is blocked now; or stuck, and the error says so.
-    fn change(
-        &mut self,
-        mappings: &dyn GuestMappings,
-        source: SourceId,
-        domain: &Domain,
-    ) -> Result<(), HostError> {
+    fn change(&mut self, source: SourceId, domain: &Domain) -> Result<(), HostError> {
         let slot = self.devices.get_mut(&source);
         let slot = slot.ok_or_else(|| refused(BIND, format!("device {source}"), Errno::NODEV))?;
         let same = match &slot.bound {
@@ -151,26 +163,21 @@ impl<S: AddressSpaces> State<S> {
         if *domain == Domain::Blocked {
             return Ok(());
         }
-        self.bind(mappings, source, domain).map_err(|error| match self.unbind(source) {
+        self.bind(source, domain).map_err(|error| match self.unbind(source) {
             Ok(()) => error,
             Err(stuck) => stuck,
         })
     }
 
     /// Binds a blocked device. On an error it is to be unbound.
-    fn bind(
-        &mut self,
-        mappings: &dyn GuestMappings,
-        source: SourceId,
-        domain: &Domain,
-    ) -> Result<(), HostError> {
-        let Self { devices, domains, ram, spaces } = self;
+    fn bind(&mut self, source: SourceId, domain: &Domain) -> Result<(), HostError> {
+        let Self { devices, domains, ram, mappings, spaces } = self;
         let Some(slot) = devices.get_mut(&source) else { return Ok(()) };
         // Whether the host takes it or not, the device is to be detached, and what it needs held until it is.
         let bound = slot.bound.insert(Binding { domain: *domain, target: Target::Memory, stuck: true });
         match copied(domain) {
             Some(id) => {
-                let guest = Guest { mappings, ram };
+                let guest = Guest { mappings: mappings.as_deref(), ram };
                 let number = domains.acquire(spaces, guest, source, (id, *domain))?;
                 bound.target = Target::Copy(number);
                 domains.space(number).map_or(Ok(()), |space| spaces.attach(source, space))?;
@@ -246,7 +253,7 @@ impl<S: AddressSpaces> HostIommu for Shadow<S> {
 
     fn set_domain(&self, source: SourceId, pasid: Option<Pasid>, domain: &Domain) -> Result<(), HostError> {
         match pasid.filter(|pasid| *pasid != Pasid::ZERO) {
-            None => self.lock().change(&*self.mappings, source, domain),
+            None => self.lock().change(source, domain),
             Some(_) if *domain == Domain::Blocked => Ok(()),
             Some(pasid) => {
                 let name = format!("device {source} PASID {pasid}{NO_FIRST_STAGE}");
@@ -261,9 +268,9 @@ impl<S: AddressSpaces> HostIommu for Shadow<S> {
 
     fn sync(&self) -> Result<(), HostError> {
         let mut state = self.lock();
-        let State { domains, ram, spaces, .. } = &mut *state;
+        let State { domains, ram, mappings, spaces, .. } = &mut *state;
         let mut failed = Vec::new();
-        let guest = Guest { mappings: &*self.mappings, ram };
+        let guest = Guest { mappings: mappings.as_deref(), ram };
         domains.update(spaces, guest, |number, error| failed.push((number, error)));
         let mut result = Ok(());
         for (number, error) in failed {

@@ -19,7 +19,7 @@ pub(super) type Number = usize;
 /// Where mappings come from and lead to.
 #[derive(Clone, Copy)]
 pub(super) struct Guest<'a> {
-    pub(super) mappings: &'a dyn GuestMappings,
+    pub(super) mappings: Option<&'a dyn GuestMappings>,
     /// In ascending order.
     pub(super) ram: &'a [HostRange],
 }
@@ -154,8 +154,10 @@ impl<Space> Copy<Space> {
     where
         S: AddressSpaces<Space = Space>,
     {
-        let source = Source { mappings: guest.mappings, domain: &self.domain, ram: guest.ram };
-        let changes = plan(&source, &self.areas, range).map_err(|errno| self.refused(errno))?;
+        let changes = guest.mappings.ok_or(Errno::OPNOTSUPP).and_then(|mappings| {
+            plan(&Source { mappings, domain: &self.domain, ram: guest.ram }, &self.areas, range)
+        });
+        let changes = changes.map_err(|errno| self.refused(errno))?;
         let Changes { gone, new, .. } = changes;
         for range in &gone {
             spaces.unmap(&self.space, range)?;
@@ -174,7 +176,7 @@ impl<Space> Copy<Space> {
         let object = match errno {
             Errno::NOSPC => format!("{name}, which has more than {MAPPINGS_LIMIT} mappings"),
             Errno::TOOBIG => format!("{name}, whose tables take too long to read"),
-            Errno::OPNOTSUPP => format!("{name}, which is none of a second stage only"),
+            Errno::OPNOTSUPP => format!("{name}, whose tables nobody reads"),
             _ => name,
         };
         refused(SHADOW, object, errno)

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use iommu_core::{GuestMappings, HostError, IovaRange, SourceId};
+use iommu_core::{HostError, IovaRange, SourceId};
 use rustix::io::Errno;
 
 use super::areas::Area;
@@ -22,14 +22,19 @@ use crate::object::{ATTACH, BIND, Kind, MAKE_PAGE_TABLE, MAP, Object, Objects, r
 pub type ShadowIommu = Shadow<IommufdSpaces>;
 
 impl ShadowIommu {
-    /// Without memory and devices. `mappings` reads the guest's tables.
+    /// Without memory and devices.
     ///
     /// # Errors
     /// The host gives no address space.
-    pub fn new(kernel: Arc<dyn Kernel>, mappings: Arc<dyn GuestMappings>) -> Result<Self, HostError> {
-        let ioas = Arc::new(Ioas::new(&Objects::new(kernel))?);
-        let spaces = IommufdSpaces { devices: BTreeMap::new(), tables: Vec::new(), ioas, copies: true };
-        Ok(Self::over(spaces, mappings))
+    pub fn new(kernel: Arc<dyn Kernel>) -> Result<Self, HostError> {
+        Ok(Self::beside(Arc::new(Ioas::new(&Objects::new(kernel))?)))
+    }
+
+    /// For the devices behind another unit of the same guest, by whatever way the first goes. Memory that
+    /// `ioas` has is shared.
+    pub(crate) fn beside(ioas: Arc<Ioas>) -> Self {
+        let ram = ioas.mapped();
+        Self::over(IommufdSpaces { devices: BTreeMap::new(), tables: Vec::new(), ioas, copies: true }, ram)
     }
 
     /// Takes a device in, blocked, and says what the guest may be offered. `source` is what the guest knows it by.
@@ -49,6 +54,11 @@ impl ShadowIommu {
     /// The same for a device that is bound to the iommufd already.
     pub(crate) fn add_bound(&self, device: Device) -> Result<Offer, HostError> {
         self.insert(device.source(), |spaces| spaces.add(device))
+    }
+
+    /// The address space that holds guest memory.
+    pub(crate) fn ioas(&self) -> Arc<Ioas> {
+        self.look(|spaces| spaces.ioas.clone())
     }
 }
 

@@ -107,9 +107,14 @@ impl Host {
         if kind == Kind::IommufdMaps {
             kernel.without_copy();
         }
-        Ok(match kind {
-            Kind::Container => Self::Container(ContainerIommu::new(guest)),
-            _ => Self::Iommufd(ShadowIommu::new(Arc::new(kernel.clone()), guest)?),
+        Ok(if kind == Kind::Container {
+            let host = ContainerIommu::default();
+            host.set_mappings(guest);
+            Self::Container(host)
+        } else {
+            let host = ShadowIommu::new(Arc::new(kernel.clone()))?;
+            host.set_mappings(guest);
+            Self::Iommufd(host)
         })
     }
 
