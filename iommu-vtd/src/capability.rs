@@ -228,6 +228,8 @@ impl Capability {
             device_tlb: self.dt(),
             page_requests: self.prs(),
             supervisor: self.srs(),
+            extended_accessed: self.eafs(),
+            no_write_flag: self.nwfs(),
             dirty_tracking: self.ecap.ssads(),
             coherent_walk: if self.ecap.smts() { self.smpwc() } else { self.ecap.c() },
         }

@@ -83,6 +83,11 @@ impl<'a, M: TableMemory> Reader<'a, M> {
         self.load_words::<1>(gpa).map(|[word]| word)
     }
 
+    /// See [`TableMemory::read`].
+    pub(crate) fn read(&self, gpa: Gpa, buffer: &mut [u8]) -> bool {
+        self.memory.read(gpa, buffer)
+    }
+
     /// See [`TableMemory::compare_exchange`].
     pub(crate) fn compare_exchange(&self, gpa: Gpa, old: u64, new: u64) -> Option<Result<u64, u64>> {
         self.memory.compare_exchange(gpa, old, new)

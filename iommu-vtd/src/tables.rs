@@ -131,7 +131,17 @@ pub fn pasid_domain<M: TableMemory>(cx: &Context<'_, M>, source: SourceId, pasid
     if !cx.root.enabled() {
         return Domain::PassThrough { id: DomainId(0) };
     }
+    binding(cx, source, pasid).map_or(Domain::Blocked, |(_, domain)| domain)
+}
+
+/// The same while translation is enabled, with the PASID whose entry says so. `None`: the requests would fault.
+pub(crate) fn binding<M: TableMemory>(
+    cx: &Lookup<'_, M, NoCaches>,
+    source: SourceId,
+    pasid: Option<Pasid>,
+) -> Option<(Pasid, Domain)> {
     let entry = match cx.root.mode() {
+        _ if pasid.is_some_and(|pasid| pasid.get() >> cx.rules.pasid_bits != 0) => return None,
         TranslationTableMode::Scalable if cx.rules.scalable => {
             context_entry(cx, source).and_then(|context| {
                 let pasid = context.select(Kind::Untranslated, pasid).map_err(Blocked::open)?;
@@ -141,9 +151,9 @@ pub fn pasid_domain<M: TableMemory>(cx: &Context<'_, M>, source: SourceId, pasid
         TranslationTableMode::Legacy if pasid.is_none() => {
             legacy_entry(cx, source).map(|entry| entry.binding)
         }
-        _ => return Domain::Blocked,
+        _ => return None,
     };
-    entry.map_or(Domain::Blocked, |entry| domain(&entry))
+    entry.ok().map(|entry| (entry.tag.pasid, domain(&entry)))
 }
 
 fn domain(entry: &PasidEntry) -> Domain {

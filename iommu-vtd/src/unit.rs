@@ -6,7 +6,7 @@
 //!
 //! 1. `turn`: who processes commands and the invalidation queue. Taken by register writes only, so by CPU threads
 //!    that hold nothing. Held while endpoints are called and ports are visited.
-//! 2. locks inside an endpoint,
+//! 2. locks inside an endpoint, and that of a host while it hands page requests in,
 //! 3. `arriving`: shared by page requests on their way into the queue, taken for a moment by a wait descriptor
 //!    that drains them,
 //! 4. the lock of a port: an open session,
@@ -16,7 +16,9 @@
 //! 6. `endpoints`, and `state` (register file, fault log, page request queue): leaves. Nothing is called with
 //!    them held but guest memory and the interrupt sink,
 //! 7. the turn of `cache`, taken by invalidations while they drop entries: nothing is called with it,
-//! 8. host objects.
+//!
+//! Hosts ([`iommu_core::HostIommu`]) are called with `turn` only. One may wait there for a page request that it is
+//! handing in on another thread; that one waits for nothing but 3 and what comes after.
 //!
 //! [`Translator::translate`] takes no lock at all, [`Translator::report`] leaves only, and
 //! [`Translator::page_request`] shares `arriving`, which is wanted alone only between descriptors. That is why an
@@ -30,6 +32,8 @@
 //! and a guest that keeps moving the tail from elsewhere holds nobody for long.
 
 mod command;
+mod counters;
+mod hosts;
 mod interrupts;
 mod processing;
 mod register_based;
@@ -50,6 +54,7 @@ use crate::cache::Caches;
 use crate::capability::Capability;
 use crate::event;
 use crate::fault::{self, FaultLog, Origin};
+use crate::host::Hosts;
 use crate::interrupt::Interrupts;
 use crate::memory::TableMemory;
 use crate::page_request::{self, Enqueued, implicit_invalidation, is_stop_marker};
@@ -60,6 +65,9 @@ use crate::spec::registers::GlobalCommand;
 use crate::tables::{Context, RootLatch};
 use crate::translate;
 use command::LEVELS;
+use counters::Counters;
+
+pub use counters::UnitCounts;
 
 /// What a unit is made from.
 #[derive(Clone, Copy, Debug)]
@@ -93,9 +101,11 @@ pub struct Unit<M> {
     caches: Caches,
     ports: Arc<PortSet>,
     endpoints: RwLock<HashMap<SourceId, Weak<dyn Endpoint>>>,
-    turn: Mutex<()>,
+    /// Whoever has it may change what hosts are told.
+    turn: Mutex<Hosts>,
     arriving: RwLock<()>,
     interrupts: Interrupts,
+    counters: Counters,
     state: Mutex<State>,
 }
 
@@ -116,6 +126,7 @@ impl<M: TableMemory> Unit<M> {
             turn: Mutex::default(),
             arriving: RwLock::default(),
             interrupts: Interrupts::new(&config.capability),
+            counters: Counters::default(),
             state: Mutex::new(State {
                 file: RegisterFile::new(&config.capability),
                 ring: None,
@@ -128,6 +139,12 @@ impl<M: TableMemory> Unit<M> {
     #[must_use]
     pub fn capability(&self) -> &Capability {
         &self.capability
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn counts(&self) -> UnitCounts {
+        self.counters.read()
     }
 
     /// The ports whose translations this unit answers for.
@@ -186,8 +203,8 @@ impl<M: TableMemory> Unit<M> {
         // An error that is cleared lets the queue go on without a new tail. A handler that clears faults need not
         // wait for its turn; who writes a tail must, even if another already took the descriptors out.
         if span.touches(IQT) || span.touches(GCMD) || span.touches(FSTS) && self.may_fetch() {
-            let _turn = self.turn.lock();
-            self.process_queue();
+            let mut hosts = self.turn.lock();
+            self.process_queue(&mut hosts);
         }
     }
 
@@ -207,9 +224,10 @@ impl<M: TableMemory> Unit<M> {
     /// Back to the state after power-on, as a reset of the machine wants it. Endpoints stay attached; they are
     /// reset by their own means, and before this.
     pub fn reset(&self) {
-        let _turn = self.turn.lock();
+        let mut hosts = self.turn.lock();
         self.root.store(RootLatch::default().to_raw(), Ordering::Release);
         self.invalidate_all();
+        self.rebind_all(&mut hosts);
         self.interrupts.reset();
         let mut state = self.state.lock();
         state.file.reset();
@@ -233,6 +251,7 @@ impl<M: TableMemory> Unit<M> {
 
     fn record(&self, origin: Origin, fault: &Fault) {
         if fault.log {
+            self.counters.fault();
             log::debug!("fault {:#x}: {:?}", fault.reason.code, fault.request);
             let State { file, log, .. } = &mut *self.state.lock();
             self.send(log.record(file, &self.capability, origin, fault));
@@ -252,6 +271,14 @@ impl<M: TableMemory> Translator for Unit<M> {
     }
 
     fn page_request(&self, request: &PageRequest) -> PageRequestOutcome {
+        let outcome = self.take_page_request(request);
+        self.counters.page_request(request, outcome == PageRequestOutcome::Queued);
+        outcome
+    }
+}
+
+impl<M: TableMemory> Unit<M> {
+    fn take_page_request(&self, request: &PageRequest) -> PageRequestOutcome {
         let answer = |code| {
             if request.last && !is_stop_marker(request) {
                 PageRequestOutcome::Answered(code)

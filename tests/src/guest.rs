@@ -67,6 +67,7 @@ pub struct Guest {
     disks: Vec<String>,
     options: Vec<String>,
     words: Vec<String>,
+    patience: Option<Duration>,
 }
 
 impl Default for Guest {
@@ -90,6 +91,7 @@ impl Guest {
             disks: Vec::new(),
             options: Vec::new(),
             words: Vec::new(),
+            patience: None,
         }
     }
 
@@ -182,6 +184,13 @@ impl Guest {
         self
     }
 
+    /// Longest time for it, in place of what suits one guest.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
+    }
+
     /// The arguments of svmm. Pure.
     #[must_use]
     pub fn arguments(&self, materials: &Materials) -> Vec<OsString> {
@@ -227,7 +236,7 @@ impl Guest {
         let materials = Materials::from_environment()?;
         let mut command = Command::new(&materials.svmm);
         command.args(self.arguments(&materials));
-        Outcome::of(command)
+        Outcome::within(command, self.patience.unwrap_or_else(timeout))
     }
 }
 
@@ -249,13 +258,17 @@ impl Outcome {
     ///
     /// # Errors
     /// As [`Guest::boot`].
-    pub fn of(mut command: Command) -> Result<Self> {
+    pub fn of(command: Command) -> Result<Self> {
+        Self::within(command, timeout())
+    }
+
+    fn within(mut command: Command, patience: Duration) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = Instant::now();
         let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
         let console = Collected::start(child.stdout.take().context("no standard output")?);
         let stderr = Collected::start(child.stderr.take().context("no standard error")?);
-        let status = wait(&mut child, started);
+        let status = wait(&mut child, started, patience);
         if status.is_err() {
             let _ = child.kill();
             let _ = child.wait();
@@ -327,8 +340,7 @@ fn timeout() -> Duration {
     value.map_or(TIMEOUT, Duration::from_secs)
 }
 
-fn wait(child: &mut Child, started: Instant) -> Result<ExitStatus> {
-    let limit = timeout();
+fn wait(child: &mut Child, started: Instant, limit: Duration) -> Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);

@@ -5,6 +5,7 @@
 //! [`guest::Materials`]). Plain `cargo test` leaves them out.
 #![forbid(unsafe_code)]
 
+pub mod chain;
 pub mod expect;
 pub mod guest;
 pub mod image;

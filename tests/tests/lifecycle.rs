@@ -1,8 +1,6 @@
 //! A kernel takes over from another, and a machine is suspended and resumed: the unit goes along.
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use std::collections::BTreeSet;
-
 use svmm_tests::expect::{KernelLog, Tap};
 use svmm_tests::guest::{Guest, Outcome};
 use svmm_tests::image::Image;
@@ -10,6 +8,9 @@ use svmm_tests::image::Image;
 /// A few cases that need page requests, invalidations, and interrupts.
 const SHORT: &str =
     "/bin/svm-selftest,--filter,demand-fault,--filter,discard,--filter,interrupt,--filter,operation";
+
+/// The same without page requests: what can go on after Linux lost the page request queue.
+const WITHOUT_PAGE_REQUESTS: &str = "/bin/svm-selftest,--no-pri";
 
 /// Runs of the selftest on a console, each with what follows it.
 fn runs(outcome: &Outcome) -> Vec<String> {
@@ -26,18 +27,17 @@ fn told(outcome: &Outcome) -> String {
 /// So many runs of the selftest, all green, and a kernel that does not complain.
 fn judge(outcome: &Outcome, expected: usize) {
     assert_eq!(outcome.code, 0, "{}", told(outcome));
-    all_green(outcome, expected);
+    let taps = all_green(outcome, expected);
+    assert!(taps.iter().all(|tap| tap.totals.page_requests > 0), "{}", told(outcome));
     assert_eq!(outcome.kernel_log().unwrap().complaints(), [""; 0]);
 }
 
-fn all_green(outcome: &Outcome, expected: usize) {
-    let runs = runs(outcome);
-    assert_eq!(runs.len(), expected, "{}", told(outcome));
-    for run in runs {
-        let tap = Tap::parse(&run).unwrap();
-        assert_eq!(tap.failed(), BTreeSet::new(), "{}", told(outcome));
-        assert!(tap.totals.page_requests > 0, "{}", told(outcome));
-    }
+/// So many runs of the selftest, all green.
+fn all_green(outcome: &Outcome, expected: usize) -> Vec<Tap> {
+    let taps: Vec<Tap> = runs(outcome).iter().map(|run| Tap::parse(run).unwrap()).collect();
+    assert_eq!(taps.len(), expected, "{}", told(outcome));
+    assert!(taps.iter().all(|tap| tap.failed().is_empty()), "{}", told(outcome));
+    taps
 }
 
 /// The first kernel has used the unit when the second one starts, which finds and uses it anew.
@@ -67,21 +67,28 @@ fn goes_on_after_a_suspend() {
     assert!(outcome.kernel_log().unwrap().says("hibernation debug: Waiting for"), "{}", told(&outcome));
 }
 
-/// The machine is written to a disk and goes. Another one reads it and goes on: its unit knows nothing, and the kernel
-/// puts back what it had. The disk's own DMA is translated as well.
+/// The machine is written to a disk and goes. Another one reads it and goes on: its unit knows only what the kernel that
+/// read the disk told it, and the hibernated kernel puts back what it had. The disk's own DMA is translated as well.
+///
+/// Linux puts back everything but the page request queue (`iommu_resume` in the driver, up to 7.3 at least): requests go to
+/// where the kernel that read the disk had its queue, and the hibernated one answers what happens to stand in its own.
+/// So page requests are impossible from then on, and all else is judged.
 #[test]
 #[ignore = "needs a guest: run cargo lab test"]
 fn goes_on_in_another_machine() {
     const DISK_BYTES: u64 = 512 << 20;
     let disk = Image::blank("hibernation", DISK_BYTES).unwrap();
     let guest = Guest::new().disk(&disk.text()).word("resume=/dev/vda");
-    let guest = guest.run(SHORT).run("@hibernate:disk").run(SHORT).run("@dmesg");
+    let guest = guest.run(SHORT).run("@hibernate:disk").run(WITHOUT_PAGE_REQUESTS).run("@dmesg");
     let first = guest.boot().unwrap();
     assert_eq!(first.code, 0, "{}", told(&first));
-    all_green(&first, 1);
+    let [ran] = all_green(&first, 1).try_into().unwrap();
+    assert!(ran.totals.page_requests > 0, "{}", told(&first));
     assert!(!first.console.contains("guest-init: resumed"), "{}", told(&first));
     let second = guest.boot().unwrap();
     assert!(!second.console.contains("guest-init: up after"), "{}", told(&second));
     assert!(second.console.contains("guest-init: resumed"), "{}", told(&second));
-    judge(&second, 1);
+    assert_eq!(second.code, 0, "{}", told(&second));
+    all_green(&second, 1);
+    assert_eq!(second.kernel_log().unwrap().complaints(), [""; 0]);
 }

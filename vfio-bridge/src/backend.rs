@@ -52,16 +52,17 @@ impl NestedIommu {
     pub fn new(kernel: Arc<dyn Kernel>) -> Result<Self, HostError> {
         let objects = Objects::new(kernel);
         let ioas = Arc::new(Ioas::new(&objects)?);
-        Ok(Self::over(ioas))
+        Ok(Self::beside(ioas))
     }
 
     /// For the devices behind another unit of the same guest. Memory is shared: mapped, pinned and charged once.
     #[must_use]
     pub fn sibling(&self) -> Self {
-        Self::over(self.ioas.clone())
+        Self::beside(self.ioas.clone())
     }
 
-    fn over(ioas: Arc<Ioas>) -> Self {
+    /// For the devices behind another unit of the same guest, by whatever way the first goes.
+    pub(crate) fn beside(ioas: Arc<Ioas>) -> Self {
         Self {
             delivery: Mutex::default(),
             bindings: Mutex::default(),
@@ -69,6 +70,11 @@ impl NestedIommu {
             objects: ioas.objects().clone(),
             ioas,
         }
+    }
+
+    /// The address space that holds guest memory.
+    pub(crate) fn shared_ioas(&self) -> Arc<Ioas> {
+        self.ioas.clone()
     }
 
     /// The address space, for memory that comes and goes.
@@ -100,11 +106,19 @@ impl NestedIommu {
     /// The host refused a step; the device's file is closed then. `EEXIST` if there is one of this name. `EOPNOTSUPP`
     /// if the host cannot nest; [`Self::examine`] says why.
     pub fn add_device(&self, source: SourceId, file: Box<dyn DeviceFile>) -> Result<Offer, HostError> {
-        let mut bindings = self.bindings.lock();
-        if bindings.devices.contains_key(&source) {
+        if self.bindings.lock().devices.contains_key(&source) {
             return Err(refused(BIND, format!("device {source}"), Errno::EXIST));
         }
-        let device = Device::bind(self.objects.kernel(), source, file)?;
+        self.add_bound(Device::bind(self.objects.kernel(), source, file)?)
+    }
+
+    /// The same for a device that is bound to the iommufd already.
+    pub(crate) fn add_bound(&self, device: Device) -> Result<Offer, HostError> {
+        let source = device.source();
+        let mut bindings = self.bindings.lock();
+        if bindings.devices.contains_key(&source) {
+            return Err(refused(BIND, &device, Errno::EXIST));
+        }
         let parent = find_parent(&mut bindings.parents, &self.ioas, &device)?;
         let has_pasid = bindings.parents.get(parent).is_some_and(|parent| parent.pasid());
         let findings = self.findings(&device, &mut bindings.faults, Ok(has_pasid));
@@ -118,12 +132,16 @@ impl NestedIommu {
     /// # Errors
     /// The host does not even bind it.
     pub fn examine(&self, source: SourceId, file: Box<dyn DeviceFile>) -> Result<Offer, HostError> {
-        let device = Device::bind(self.objects.kernel(), source, file)?;
+        Ok(self.examine_bound(&Device::bind(self.objects.kernel(), source, file)?))
+    }
+
+    /// The same for a device that is bound to the iommufd, and stays so.
+    pub(crate) fn examine_bound(&self, device: &Device) -> Offer {
         let parent = NestParent::new(&self.ioas, device.id(), device.info().max_pasid_log2 != 0);
         let mut queue = None;
         let findings =
-            self.findings(&device, &mut queue, parent.as_ref().map(NestParent::pasid).map_err(|e| *e));
-        Ok(Offer::judge(&findings))
+            self.findings(device, &mut queue, parent.as_ref().map(NestParent::pasid).map_err(|e| *e));
+        Offer::judge(&findings)
     }
 
     /// Looks at a device; a fault queue is made if it can use one.
@@ -238,7 +256,7 @@ impl HostIommu for NestedIommu {
     fn capabilities(&self) -> Capabilities {
         let bindings = self.bindings.lock();
         let all = bindings.devices.values().map(|slot| slot.offer.capabilities);
-        all.reduce(|all, one| all.intersect(&one)).unwrap_or(NOTHING)
+        all.reduce(|all, one| all.intersect(&one)).unwrap_or(Capabilities::NONE)
     }
 
     fn set_domain(&self, source: SourceId, pasid: Option<Pasid>, domain: &Domain) -> Result<(), HostError> {
@@ -290,20 +308,6 @@ impl Drop for NestedIommu {
 /// Reads after a reset. What was asked before it fits into a few; the rest is other devices' business, and they
 /// might never stop.
 const RESET_READS: usize = 16;
-
-const NOTHING: Capabilities = Capabilities {
-    first_stage_bits: 0,
-    second_stage_bits: 0,
-    nested: false,
-    first_stage_page_sizes: 0,
-    second_stage_page_sizes: 0,
-    pasid_bits: 0,
-    device_tlb: false,
-    page_requests: false,
-    supervisor: false,
-    dirty_tracking: false,
-    coherent_walk: false,
-};
 
 /// A parent that the device's IOMMU can use, by number; one more is made if there is none. Devices behind
 /// different units may need different ones; only attaching tells.

@@ -198,6 +198,22 @@ const RULES: [Rule; 27] = [
 /// Not a row: it does not change what a guest sees.
 const NO_DIRTY_TRACKING: &str = "hardware or kernel: no dirty tracking (ECAP.SSADS, bit 45; Linux 6.7)";
 
+const NO_FIRST_STAGE: &str = "shadow: no first stage, because no guest announces what it adds to one";
+
+/// What cannot be had with copies of the guest's tables, and why. In the order of [`Feature`].
+const NOT_IN_SHADOW: [(Feature, &str); 10] = [
+    (Feature::Nesting, NO_FIRST_STAGE),
+    (Feature::Pasid, "shadow: PASIDs are for first stages, and there is none"),
+    (Feature::DeviceTlb, "shadow: the host alone invalidates the device's translations"),
+    (Feature::PageRequests, "shadow: what a second stage maps is there, and the rest is refused"),
+    (Feature::FiveLevel, NO_FIRST_STAGE),
+    (Feature::GibPages, NO_FIRST_STAGE),
+    (Feature::Supervisor, NO_FIRST_STAGE),
+    (Feature::WriteProtect, NO_FIRST_STAGE),
+    (Feature::ExtendedAccessed, NO_FIRST_STAGE),
+    (Feature::DirtyTracking, "shadow: the host does not keep the guest's dirty bits"),
+];
+
 /// A feature that is not offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Missing {
@@ -216,6 +232,10 @@ pub struct Offer {
     pub extended_accessed: bool,
     /// Tables may ask for write protection of supervisor writes.
     pub write_protect: bool,
+    /// The device may send requests for execution with a PASID.
+    pub execute: bool,
+    /// The device may send privileged requests with a PASID.
+    pub privileged: bool,
     /// What is not there, in the order of [`Feature`].
     pub missing: Vec<Missing>,
 }
@@ -254,6 +274,8 @@ impl Offer {
             device_tlb: has(Feature::DeviceTlb),
             page_requests: nested && has(Feature::PageRequests),
             supervisor: nested && has(Feature::Supervisor),
+            extended_accessed: nested && has(Feature::ExtendedAccessed),
+            no_write_flag: has(Feature::WriteProtect),
             dirty_tracking: has(Feature::DirtyTracking),
             coherent_walk: has(Feature::CoherentWalk),
         };
@@ -261,7 +283,30 @@ impl Offer {
             capabilities,
             extended_accessed: nested && has(Feature::ExtendedAccessed),
             write_protect: nested && has(Feature::WriteProtect),
+            execute: has(Feature::Pasid) && findings.info.capabilities & capability::PASID_EXEC != 0,
+            privileged: has(Feature::Pasid) && findings.info.capabilities & capability::PASID_PRIV != 0,
             missing,
+        }
+    }
+
+    /// **Pure.** What is offered for a device where the host keeps copies of second-stage tables, whose input has so
+    /// many bits.
+    #[must_use]
+    pub fn shadow(second_stage_bits: u32) -> Self {
+        let missing = |(feature, reason): &(Feature, &'static str)| Missing { feature: *feature, reason };
+        Self {
+            capabilities: Capabilities {
+                second_stage_bits,
+                second_stage_page_sizes: 1 << 12 | 1 << 21 | 1 << 30,
+                // This process reads the guest's tables.
+                coherent_walk: true,
+                ..Capabilities::NONE
+            },
+            extended_accessed: false,
+            write_protect: false,
+            execute: false,
+            privileged: false,
+            missing: NOT_IN_SHADOW.iter().map(missing).collect(),
         }
     }
 
@@ -355,6 +400,8 @@ mod tests {
             device_tlb: true,
             page_requests: true,
             supervisor: true,
+            extended_accessed: true,
+            no_write_flag: true,
             dirty_tracking: true,
             coherent_walk: true,
         };

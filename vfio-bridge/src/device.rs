@@ -31,6 +31,11 @@ impl Device {
         Ok(Self { source, id, info, file })
     }
 
+    /// What the guest knows it by.
+    pub(crate) fn source(&self) -> SourceId {
+        self.source
+    }
+
     pub(crate) fn id(&self) -> ObjectId {
         self.id
     }

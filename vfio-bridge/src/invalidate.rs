@@ -84,6 +84,14 @@ impl Pending {
         }
     }
 
+    /// What is to go, in addresses.
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = IovaRange> {
+        let some = self.ranges[..self.len]
+            .iter()
+            .filter_map(|p| IovaRange::new(p.first << 12, p.last << 12 | 0xfff));
+        self.all.then_some(IovaRange::ALL).into_iter().chain(some)
+    }
+
     /// As the host takes it. Leaves nothing behind.
     fn drain_into(&mut self, entries: &mut Vec<VtdS1Invalidate>) {
         entries.clear();

@@ -1,16 +1,13 @@
 //! The address space that holds guest memory: input is a guest-physical address.
 
 use iommu_core::sync::Mutex;
-use iommu_core::{HostError, IovaRange};
+use iommu_core::{HostError, IovaRange, Permissions};
 use rustix::io::Errno;
 use std::sync::Arc;
 
 use crate::kernel::ObjectId;
-use crate::memory::HostRange;
+use crate::memory::{HostRange, INTERRUPT_WINDOW};
 use crate::object::{Kind, MAP, Object, Objects, refused};
-
-/// Where x86 hosts take interrupt messages. Never memory for a device.
-pub const INTERRUPT_WINDOW: IovaRange = IovaRange::aligned(0xfee0_0000, 20);
 
 /// An IOAS.
 ///
@@ -46,11 +43,16 @@ impl Ioas {
         let done = if guest.overlaps(&INTERRUPT_WINDOW) {
             Err(Errno::ADDRINUSE)
         } else {
-            self.object.kernel().ioas_map(self.id(), guest.start(), &memory)
+            self.object.kernel().ioas_map(self.id(), guest.start(), &memory, Permissions::READ_WRITE)
         };
         done.map_err(|errno| refused(MAP, format!("{} at {memory:?}", self.object), errno))?;
         mapped.push(memory);
         Ok(())
+    }
+
+    /// What is mapped.
+    pub(crate) fn mapped(&self) -> Vec<HostRange> {
+        self.mapped.lock().clone()
     }
 
     /// Takes back what [`Self::map`] gave; `guest` must be a whole range of it.

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::os::fd::AsFd;
 
-use iommu_core::IovaRange;
+use iommu_core::{IovaRange, Permissions};
 use rustix::io::Errno;
 
 use crate::memory::HostRange;
@@ -43,12 +43,26 @@ pub trait Kernel: Send + Sync {
     /// As the host says.
     fn ioas_alloc(&self) -> Result<ObjectId>;
 
-    /// Maps memory at exactly `iova`, readable and writable. It is pinned at once if a page table is fed by the
-    /// address space, and when the first one is made otherwise.
+    /// Maps memory at exactly `iova`. It is pinned at once if a page table is fed by the address space, and when the
+    /// first one is made otherwise.
     ///
     /// # Errors
-    /// `EEXIST` on overlap, `EINVAL` on a reserved window, `ENOMEM` also if the limit of locked memory is hit.
-    fn ioas_map(&self, ioas: ObjectId, iova: u64, memory: &HostRange) -> Result<()>;
+    /// `EEXIST` on overlap, `EINVAL` on a reserved window, without permissions, and read-only below a nest parent;
+    /// `ENOMEM` also if the limit of locked memory is hit.
+    fn ioas_map(&self, ioas: ObjectId, iova: u64, memory: &HostRange, permissions: Permissions)
+    -> Result<()>;
+
+    /// Maps what another address space of the same iommufd has mapped. Its pages are pinned and charged once.
+    ///
+    /// # Errors
+    /// As [`Self::ioas_map`]; `ENOENT` where the other has nothing, `EPERM` for more than it allows.
+    fn ioas_copy(&self, copy: &IoasCopy) -> Result<()>;
+
+    /// What may be mapped in an address space, as the devices that use it at this moment have it.
+    ///
+    /// # Errors
+    /// As the host says.
+    fn ioas_iova_ranges(&self, ioas: ObjectId) -> Result<Vec<IovaRange>>;
 
     /// Removes a mapping. `range` must be exactly that of one [`Self::ioas_map`], or of several adjacent ones.
     ///
@@ -124,6 +138,45 @@ pub trait DeviceFile: Send + Sync {
     /// # Errors
     /// As the host says.
     fn config_read(&self, offset: u16, buffer: &mut [u8]) -> Result<()>;
+}
+
+/// The open file of a VFIO container (type 1, version 2) that holds the group of one device. There is one address
+/// space, and the device uses it at all times. Closing the file empties it.
+pub trait ContainerFile: Send + Sync {
+    /// Maps memory at exactly `iova`, and pins it.
+    ///
+    /// # Errors
+    /// `EEXIST` on overlap, `EINVAL` on a reserved window, `ENOMEM` if the limit of locked memory is hit, `ENOSPC` if
+    /// that of mappings is.
+    fn map(&self, iova: u64, memory: &HostRange, permissions: Permissions) -> Result<()>;
+
+    /// Removes all mappings in `range`; [`IovaRange::ALL`] empties the address space. Nothing is mapped there: done.
+    /// On return nothing is in flight through them.
+    ///
+    /// # Errors
+    /// `EINVAL` if a mapping would be cut: then none is removed.
+    fn unmap(&self, range: IovaRange) -> Result<()>;
+
+    /// What may be mapped.
+    ///
+    /// # Errors
+    /// As the host says.
+    fn iova_ranges(&self) -> Result<Vec<IovaRange>>;
+}
+
+/// Mappings to be taken over from another address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IoasCopy {
+    /// Where they are.
+    pub from: ObjectId,
+    /// At which input addresses.
+    pub range: IovaRange,
+    /// Where they are to be.
+    pub to: ObjectId,
+    /// At which input address the first.
+    pub iova: u64,
+    /// What is to be allowed.
+    pub permissions: Permissions,
 }
 
 /// What `GET_HW_INFO` says.

@@ -15,10 +15,14 @@ use crate::kernel::{Kernel, ObjectId};
 // Operations that there is advice for.
 pub(crate) const OPEN_IOMMUFD: &str = "open";
 pub(crate) const OPEN_DEVICE: &str = "open a device";
+pub(crate) const OPEN_CONTAINER: &str = "open a container";
+pub(crate) const OPEN_GROUP: &str = "open a group";
 pub(crate) const BIND: &str = "bind to the iommufd";
 pub(crate) const MAKE_NEST_PARENT: &str = "make a nest parent";
+pub(crate) const MAKE_PAGE_TABLE: &str = "make a page table";
 pub(crate) const MAP: &str = "map guest memory";
 pub(crate) const ATTACH: &str = "attach";
+pub(crate) const SHADOW: &str = "shadow a guest's tables";
 
 /// The error of an operation on an object.
 pub(crate) fn refused(operation: &'static str, object: impl fmt::Display, errno: Errno) -> HostError {
@@ -31,6 +35,7 @@ pub(crate) fn refused(operation: &'static str, object: impl fmt::Display, errno:
 pub(crate) enum Kind {
     Ioas,
     NestParent,
+    Paging,
     Nested,
     FaultQueue,
 }
@@ -40,6 +45,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Ioas => "IOAS",
             Self::NestParent => "nest parent",
+            Self::Paging => "HWPT",
             Self::Nested => "nested HWPT",
             Self::FaultQueue => "fault queue",
         })

@@ -27,6 +27,9 @@ Examples:
     svmm run --kernel bzImage --iommu scalable,pasid-bits=0 --disk data.img
     svmm run --kernel bzImage --iommu svm,intremap=off,caching-mode=on,id=u0 --svm iommu=u0
 
+  A guest that is a host in turn: it can run svmm, and assign the endpoint to its own guest:
+    svmm run --kernel bzImage --initrd host.cpio --memory-mib 2048 --nested --svm
+
   Can this host run guests, and how fast?
     svmm doctor";
 
@@ -98,6 +101,14 @@ pub(crate) struct RunArgs {
     /// May be given up to 15 times
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) svm: Vec<String>,
+    /// Assign a device of the host's that is bound to vfio-pci: its PCI address, its file below /dev/vfio/devices, or
+    /// fd=N of that file, open; then its options: id=NAME, and those of all devices. Without iommu=ID, such devices
+    /// have a unit of their own, of the full profile as far as the host goes along. May be given several times
+    #[arg(long, value_name = "DEVICE[,OPTION...]")]
+    pub(crate) vfio: Vec<String>,
+    /// The open /dev/iommu, if svmm itself may not open it: fd=N
+    #[arg(long, value_name = "FD")]
+    pub(crate) iommufd: Option<String>,
     /// Add a virtio disk: the path of a file or block device, then its options: readonly, id=NAME, and those of all
     /// devices. May be given up to 16 times; the file is locked while the guest runs
     #[arg(long = "disk", value_name = "PATH[,OPTION...]")]
@@ -110,9 +121,16 @@ pub(crate) struct RunArgs {
     /// names no other. Presets and options are listed below
     #[arg(long, value_name = "PROFILE", default_value = "full")]
     pub(crate) iommu: Vec<String>,
+    /// Let the guest run guests of its own, if KVM on this host nests: its CPUs have AMD's SVM or Intel's VMX
+    #[arg(long)]
+    pub(crate) nested: bool,
     /// Where the serial console goes: stdio, null, or file:PATH
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     pub(crate) serial: String,
+    /// When the run ends, tell on one line of JSON what remapping units and assigned devices were asked to do:
+    /// stderr, or file:PATH
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) stats: Option<String>,
     /// The port on which a guest program gives svmm its exit status
     #[arg(long, value_enum, num_args = 0..=1, default_value_t = Switch::On, default_missing_value = "on")]
     pub(crate) exit_port: Switch,

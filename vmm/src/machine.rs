@@ -23,19 +23,26 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::linux::{self, Entry};
 use crate::boot::{params, regs};
-use crate::config::{Complaint, Config, DiskFile, Placement, SerialTarget, SvmSpec, reasons};
+use crate::config::{Complaint, Config, DiskFile, Placement, SerialTarget, StatsTarget, SvmSpec, reasons};
 use crate::cpus::Cpus;
 use crate::event_loop::{self, Keyboard};
 use crate::kvm::irq::{IoapicRoutes, KvmMsi};
+use crate::kvm::routing::Routing;
+use crate::kvm::slots::KvmSlots;
 use crate::kvm::vcpu::{Exits, Vcpus};
+use crate::kvm::vfio::KvmVfio;
 use crate::kvm::vm::Vm;
 use crate::layout::{
     DMA_ENGINES, ECAM, HIGH_RAM_START, IOAPIC, LOW_RAM_LIMIT, PCI_MMIO32, gsi, port, requester, slot,
 };
 use crate::memory::{self, GuestRam};
 use crate::outcome::{Ending, Outcome};
+use crate::stats::Stats;
 use crate::terminal::RawTerminal;
 use crate::units::{Surroundings, Units};
+use crate::vfio::connect::Connector;
+use crate::vfio::open::{self, Devices, Opener};
+use crate::vfio::served::Served;
 use crate::{acpi, start_report};
 
 /// A machine that is ready to run.
@@ -44,6 +51,9 @@ pub(crate) struct Machine {
     exits: Arc<Exits>,
     ending: Arc<Ending>,
     keyboard: Option<Keyboard>,
+    /// What the event loop does for assigned devices.
+    served: Vec<Served>,
+    stats: Option<(Stats, StatsTarget)>,
     /// Declared last: it goes after everything that lives in it.
     _vm: Vm,
 }
@@ -58,29 +68,36 @@ impl Machine {
         let ram = memory::allocate(config.memory_bytes).map_err(|error| {
             Complaint::new("guest memory", reasons(&error), "lower --memory-mib, or free memory")
         })?;
-        let vm = Vm::new(&kvm, ram.clone()).map_err(|error| kvm_refused(&error))?;
+        let mut vm = Vm::new(&kvm, ram.clone()).map_err(|error| kvm_refused(&error))?;
+        if !vm.set_nested(config.nested) {
+            return Err(no_nesting());
+        }
         check_width(config.memory_bytes, vm.physical_bits())?;
         check_ids(config.cpus, kvm.get_max_vcpu_id())?;
         let ending = Ending::new().map_err(|error| host_refused("an event", &error))?;
         let ending = Arc::new(ending);
+        let devices = open_devices(&mut config, &vm, &ram)?;
         let around = Surroundings {
             ram: ram.clone(),
             memory_bytes: config.memory_bytes,
             physical_bits: vm.physical_bits(),
             paging: vm.paging(),
             direct: Arc::new(KvmMsi::new(vm.fd().clone())),
+            hosts: (0..config.units.len()).map(|unit| devices.capabilities(unit)).collect(),
         };
         let units = Units::new(std::mem::take(&mut config.units), around);
         let mut wiring = Wiring::new(&vm, units.map_err(|error| impossible(&error))?, ending.clone());
         let keyboard = wiring.add_serial(std::mem::replace(&mut config.serial, SerialTarget::Null))?;
         wiring.add_platform(config.exit_port)?;
         let mut root = wiring.pci_root(&config.svm)?;
+        let served = wiring.add_devices(&mut root, devices, &vm)?;
         wiring.add_disks(&mut root, std::mem::take(&mut config.disks))?;
         wiring.add_pci(root)?;
         wiring.add_dma_engines(&config.namespace)?;
         wiring.units.insert_into(&mut wiring.mmio)?;
         let entry = load(&ram, &mut config, &wiring.units)?;
         let paging = wiring.units.paging(vm.paging());
+        let stats = config.stats.take().map(|target| (wiring.stats(), target));
         let exits = wiring.finish();
         let cpus = (config.cpus.ids())
             .map(|apic_id| {
@@ -88,7 +105,7 @@ impl Machine {
             })
             .collect::<Result<_, _>>()
             .map_err(|error| kvm_refused(&error))?;
-        Ok(Self { cpus, exits, ending, keyboard, _vm: vm })
+        Ok(Self { cpus, exits, ending, keyboard, served, stats, _vm: vm })
     }
 
     /// Runs it until it ends. `start` is when this process started, for the log.
@@ -99,15 +116,34 @@ impl Machine {
         let _terminal = self.keyboard.is_some().then(RawTerminal::enter);
         let vcpus = Vcpus::start(self.cpus, &self.exits, move || start_report::log(start))
             .map_err(|error| kvm_refused(&error))?;
-        let outcome =
-            event_loop::run(&self.ending, self.keyboard).map_err(|error| host_refused("events", &error));
+        let outcome = event_loop::run(&self.ending, self.keyboard, self.served);
+        let outcome = outcome.map_err(|error| host_refused("events", &error));
         drop(vcpus);
+        if let Some((stats, target)) = self.stats {
+            stats.tell(target);
+        }
         outcome
     }
 }
 
+/// The assigned devices, bound and blocked.
+fn open_devices(config: &mut Config, vm: &Vm, ram: &GuestRam) -> Result<Devices, Complaint> {
+    let specs = std::mem::take(&mut config.vfio);
+    if specs.is_empty() {
+        return Ok(Devices::default());
+    }
+    let first_slot = open::first_slot(config.svm.len());
+    let kvm = KvmVfio::new(vm.fd());
+    Devices::open(specs, &Opener { iommufd: config.iommufd, first_slot, ram, kvm: &kvm })
+}
+
 fn kvm_refused(error: &crate::kvm::Error) -> Complaint {
     Complaint::new(crate::kvm::DEVICE, reasons(error), "see `svmm doctor`; a newer host kernel may help")
+}
+
+fn no_nesting() -> Complaint {
+    let remedy = "load kvm_amd or kvm_intel with nested=1, on a CPU that virtualizes";
+    Complaint::new("--nested", "KVM on this host lets guests run no guests", remedy)
 }
 
 fn host_refused(what: &str, error: &dyn std::error::Error) -> Complaint {
@@ -175,6 +211,7 @@ struct Wiring {
     ports: Bus,
     ioapic: Arc<IoApic>,
     routes: Arc<IoapicRoutes>,
+    routing: Arc<Routing>,
     units: Units,
     events: MachineEvents,
     ending: Arc<Ending>,
@@ -183,7 +220,9 @@ struct Wiring {
 impl Wiring {
     fn new(vm: &Vm, units: Units, ending: Arc<Ending>) -> Self {
         let (remapper, message) = units.for_ioapic();
-        let routes = Arc::new(IoapicRoutes::new(vm.fd().clone(), requester::IOAPIC, remapper.clone()));
+        let routing = Routing::new(vm.fd().clone());
+        let routes = IoapicRoutes::new(routing.clone(), requester::IOAPIC, remapper.clone());
+        let routes = Arc::new(routes);
         if let Some(remapper) = remapper {
             let listener: Weak<IoapicRoutes> = Arc::downgrade(&routes);
             remapper.add_listener(listener);
@@ -191,7 +230,7 @@ impl Wiring {
         let ioapic = IoApic::new(requester::IOAPIC, message, Some(routes.clone()));
         let asked = ending.clone();
         let events: MachineEvents = Arc::new(move |event| asked.request(outcome_of(event)));
-        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, routes, units, events, ending }
+        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, routes, routing, units, events, ending }
     }
 
     /// The serial port; where to put what the user types, if it is to go there.
@@ -243,6 +282,18 @@ impl Wiring {
         Ok(root)
     }
 
+    /// The assigned devices.
+    fn add_devices(
+        &mut self,
+        root: &mut PciRoot,
+        devices: Devices,
+        vm: &Vm,
+    ) -> Result<Vec<Served>, Complaint> {
+        let slots = KvmSlots::new(vm.fd().clone(), PCI_MMIO32);
+        let connector = Connector::new(slots, self.routing.clone(), vm.fd().clone());
+        connector.connect(devices, &mut self.units, root)
+    }
+
     /// The disks.
     fn add_disks(&mut self, root: &mut PciRoot, disks: Vec<DiskFile>) -> Result<(), Complaint> {
         for (device, disk) in (slot::FIRST_DISK..).zip(disks) {
@@ -275,6 +326,13 @@ impl Wiring {
         let reset = Arc::new(ResetControl::new(self.events.clone()));
         self.ports.insert(port::PCI_CONFIG, Arc::new(ConfigPorts::new(root, Some(reset))))?;
         Ok(())
+    }
+
+    /// What counts.
+    fn stats(&self) -> Stats {
+        let mut stats = Stats::default();
+        self.units.count_into(&mut stats);
+        stats
     }
 
     fn finish(self) -> Arc<Exits> {

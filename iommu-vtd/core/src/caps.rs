@@ -22,6 +22,10 @@ pub struct Capabilities {
     pub page_requests: bool,
     /// Supervisor requests with PASID.
     pub supervisor: bool,
+    /// Maintenance of an extended-accessed bit in the first stage.
+    pub extended_accessed: bool,
+    /// Translation requests that waive writing are told apart from others.
+    pub no_write_flag: bool,
     /// Dirty tracking in the second stage.
     pub dirty_tracking: bool,
     /// Walks are coherent with CPU caches.
@@ -29,6 +33,23 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// Nothing at all.
+    pub const NONE: Self = Self {
+        first_stage_bits: 0,
+        second_stage_bits: 0,
+        nested: false,
+        first_stage_page_sizes: 0,
+        second_stage_page_sizes: 0,
+        pasid_bits: 0,
+        device_tlb: false,
+        page_requests: false,
+        supervisor: false,
+        extended_accessed: false,
+        no_write_flag: false,
+        dirty_tracking: false,
+        coherent_walk: false,
+    };
+
     /// What both can do.
     #[must_use]
     pub fn intersect(&self, other: &Self) -> Self {
@@ -42,6 +63,8 @@ impl Capabilities {
             device_tlb: self.device_tlb && other.device_tlb,
             page_requests: self.page_requests && other.page_requests,
             supervisor: self.supervisor && other.supervisor,
+            extended_accessed: self.extended_accessed && other.extended_accessed,
+            no_write_flag: self.no_write_flag && other.no_write_flag,
             dirty_tracking: self.dirty_tracking && other.dirty_tracking,
             coherent_walk: self.coherent_walk && other.coherent_walk,
         }

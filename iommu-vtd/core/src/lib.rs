@@ -11,6 +11,7 @@
 //! | [`types`] | identifiers and addresses: [`SourceId`], [`Pasid`], [`DomainId`], [`Iova`], [`Gpa`], ranges |
 //! | [`request`] | one DMA request as a model judges it, and the translation that answers it |
 //! | [`domain`] | what a (source, PASID) pair is bound to |
+//! | [`mappings`] | what a domain maps, for hosts that keep a copy of it |
 //! | [`invalidation`] | what an invalidation hits, for IOTLBs, device-TLBs and host page tables |
 //! | [`fault`] | unrecoverable faults |
 //! | [`page_request`] | recoverable faults: page requests and their responses |
@@ -40,6 +41,7 @@
 //! | [`Translator::report`], [`Translator::page_request`] | ports, endpoints; any thread | locks inside an endpoint; no session | take leaf locks, visit ports (`page_request`), send interrupts | nothing can: what the guest gets wrong is a value |
 //! | [`Endpoint`] | a model, inside a CPU's register write or a reset | nothing that a [`Translator`] method takes | call [`Translator`]; take its own locks; not wait for a guest, not write registers | a function that is too slow says so ([`DeviceTlbCompletion`]) |
 //! | [`HostIommu`] | a model, inside a CPU's register write | nothing that a [`Translator`] method takes | call the host, and wait for it | [`HostError`]: the device is blocked |
+//! | [`GuestMappings`] | a host that keeps copies, inside the calls of its own | its own locks | read tables or take leaf locks | the visit ends early and says so |
 //! | [`InterruptRemapper`] | functions and I/O APICs; any thread | locks inside an endpoint, no session | read tables; call the sink with a lock of its own held | the guest is told, the interrupt is lost |
 //! | [`MsiSink`] | models and functions; any thread | anything, a model's leaf locks too | deliver and return; not block, not call a model or function back | it drops the interrupt |
 //! | [`RouteListener`] | a model, inside a CPU's register write or a reset | nothing that [`InterruptRemapper::resolve`] takes | call `resolve`; not write registers | it leaves no old route in use |
@@ -59,6 +61,7 @@ pub mod domain;
 pub mod fault;
 pub mod invalidation;
 pub mod iotlb;
+pub mod mappings;
 pub mod page_request;
 pub mod port;
 pub mod request;
@@ -73,6 +76,7 @@ pub use caps::Capabilities;
 pub use domain::{Domain, FirstStage, SecondStage, TableFormat};
 pub use fault::{Completion, Fault, FaultClass, FaultEvent, FaultReason};
 pub use invalidation::{DeviceTlbCompletion, DeviceTlbInvalidation, Invalidation, Scope};
+pub use mappings::{GuestMappings, Mapping, Visit};
 pub use page_request::{GroupIndex, PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
 pub use port::{
     DRAIN_LIMIT, Dma, DmaFault, NoTranslation, Port, PortKind, PortSet, SESSION_LIMIT_BYTES, Session,

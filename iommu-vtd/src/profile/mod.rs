@@ -2,11 +2,13 @@
 //!
 //! [`crate::Capability`] turns a checked profile into the registers of chapter 11.
 
+mod behind;
 mod fields;
 mod needs;
 mod options;
 mod parse;
 
+pub use behind::Dropped;
 pub use fields::{LargestPage, Profile};
 pub use needs::ProfileError;
 pub(crate) use needs::check;

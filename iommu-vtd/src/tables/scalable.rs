@@ -1,7 +1,7 @@
 //! Scalable mode (revision 5.10, §3.4.3): root, context, PASID directory and PASID table.
 
 use arbitrary_int::u3;
-use iommu_core::{DomainId, Pasid, SourceId, StageTag, Tag};
+use iommu_core::{DomainId, Gpa, Pasid, SourceId, StageTag, Tag};
 
 use super::{Blocked, Kind, PasidEntry, Stage, TableCache, reserved_set, table_address};
 use crate::lookup::Lookup;
@@ -38,6 +38,16 @@ impl ContextEntry {
 
     pub(crate) fn silent(&self) -> bool {
         self.low.fpd()
+    }
+
+    /// Address of the PASID directory.
+    pub(crate) fn directory(&self) -> Gpa {
+        table_address(self.low.raw_value())
+    }
+
+    /// PASIDs below this lie in the directory.
+    pub(crate) fn pasid_limit(&self) -> u32 {
+        self.low.pasid_limit()
     }
 
     /// Requests without PASID are privileged.
@@ -143,7 +153,7 @@ fn read_pasid_entry<M: TableMemory, C>(
     pasid: Pasid,
 ) -> Result<PasidEntry, Blocked> {
     let silent = context.silent();
-    let directory = table_address(context.low.raw_value());
+    let directory = context.directory();
     let raw =
         cx.memory.load(DirectoryEntry::locate(directory, pasid)).ok_or(Blocked::new(Reason::Spd1, silent))?;
     let entry = DirectoryEntry::new_with_raw_value(raw);

@@ -27,7 +27,7 @@ impl<M: TableMemory> Unit<M> {
     /// The status tells the truth at any moment: "root pointer set" goes away while it is being set, and
     /// translation is not reported off before in-flight DMA has drained.
     pub(super) fn command(&self, command: GlobalCommand) {
-        let _turn = self.turn.lock();
+        let mut hosts = self.turn.lock();
         let queue = command.qie() && self.capability.ecap().qi();
         let command = self.offered(command.with_qie(queue));
         let mut state = self.state.lock();
@@ -48,6 +48,9 @@ impl<M: TableMemory> Unit<M> {
         let other_mode = root.mode() != before.mode();
         if command.srtp() && (self.capability.cap().esrtps() || other_mode) || command.te() != status.te() {
             self.invalidate_all();
+        }
+        if command.srtp() || command.te() != status.te() {
+            self.rebind_all(&mut hosts);
         }
         if command.te() != status.te() {
             log::info!("translation {}, {:?} tables", if command.te() { "on" } else { "off" }, root.mode());

@@ -6,6 +6,7 @@ use iommu_core::{DeviceTlbCompletion, Endpoint, SourceId};
 
 use super::Unit;
 use crate::event;
+use crate::host::Hosts;
 use crate::invalidation::{Descriptor, WaitAction};
 use crate::memory::TableMemory;
 use crate::queue::{self, Fetched};
@@ -14,11 +15,18 @@ use crate::spec::registers::CompletionStatus;
 
 impl<M: TableMemory> Unit<M> {
     /// Processes what is in the queue, at most one ring full. The caller holds `turn`.
-    pub(super) fn process_queue(&self) {
+    pub(super) fn process_queue(&self, hosts: &mut Hosts) {
+        self.take_out(hosts);
+        // What no wait stands behind is done all the same.
+        self.settle(hosts);
+    }
+
+    fn take_out(&self, hosts: &mut Hosts) {
         let budget = self.state.lock().ring.map_or(0, |ring| ring.entries());
         for _ in 0..budget {
             let Some(fetched) = self.fetch() else { return };
-            if let Err(source) = self.act(&fetched.descriptor) {
+            self.counters.descriptor(&fetched.descriptor);
+            if let Err(source) = self.act(hosts, &fetched.descriptor) {
                 let message = queue::time_out(&mut self.state.lock().file, &fetched, source);
                 self.send(message);
                 return;
@@ -44,15 +52,25 @@ impl<M: TableMemory> Unit<M> {
         }
     }
 
-    /// Does what a descriptor says. When this returns, it is done.
+    /// Does what a descriptor says. When this returns, it is done, but for what concerns hosts: that is noted.
     ///
     /// # Errors
     /// The named function did not complete the invalidation of its device-TLB in time.
-    fn act(&self, descriptor: &Descriptor) -> Result<(), SourceId> {
+    fn act(&self, hosts: &mut Hosts, descriptor: &Descriptor) -> Result<(), SourceId> {
         match descriptor {
-            Descriptor::ContextCache(scope) => self.caches.invalidate_contexts(scope),
-            Descriptor::PasidCache(scope) => self.caches.invalidate_pasids(scope),
-            Descriptor::Translations(invalidation) => self.invalidate_translations(invalidation),
+            Descriptor::ContextCache(scope) => {
+                self.caches.invalidate_contexts(scope);
+                hosts.note_contexts(scope);
+            }
+            Descriptor::PasidCache(scope) => {
+                self.caches.invalidate_pasids(scope);
+                hosts.note_pasids(scope);
+            }
+            Descriptor::Translations(invalidation) => {
+                self.invalidate_translations(invalidation);
+                hosts.invalidate(invalidation);
+            }
+            // A host flushes what its devices cache together with its tables.
             Descriptor::DeviceTlb(invalidation) => {
                 let source = invalidation.source;
                 if let Some(endpoint) = self.endpoint(source)
@@ -63,16 +81,21 @@ impl<M: TableMemory> Unit<M> {
             }
             Descriptor::InterruptEntries(scope) => self.interrupts.invalidate(*scope),
             Descriptor::Response(response) => {
-                if let Some(endpoint) = self.endpoint(response.source) {
+                if !hosts.respond(response)
+                    && let Some(endpoint) = self.endpoint(response.source)
+                {
                     endpoint.page_group_response(response);
                 }
             }
-            Descriptor::Wait(wait) => self.complete(wait),
+            Descriptor::Wait(wait) => {
+                self.settle(hosts);
+                self.complete(wait);
+            }
         }
         Ok(())
     }
 
-    /// All before is done, device-TLBs included. With a drain, page requests that were judged by the tables as
+    /// All before is done, device-TLBs and hosts included. With a drain, page requests that were judged by the tables as
     /// they were before have reached their queue, or never will.
     fn complete(&self, wait: &WaitAction) {
         if wait.drain {

@@ -30,7 +30,7 @@ impl<M: TableMemory> Unit<M> {
     /// CCMD. A command that is refused completes, too, and says so.
     pub(super) fn context_command(&self) {
         // From the check to the report nobody enables the queue or sets another root.
-        let _turn = self.turn.lock();
+        let mut hosts = self.turn.lock();
         let state = self.state.lock();
         let register = state.file.get(CCMD);
         let served = self.register_based(&state);
@@ -41,6 +41,8 @@ impl<M: TableMemory> Unit<M> {
         let scope = if served { context_scope(register, &self.capability) } else { None };
         if let Some(scope) = scope {
             self.caches.invalidate_contexts(&scope);
+            hosts.note_contexts(&scope);
+            self.settle(&mut hosts);
         }
         let done = if scope.is_some() { register.cirg() } else { REFUSED };
         let mut state = self.state.lock();
@@ -50,7 +52,7 @@ impl<M: TableMemory> Unit<M> {
 
     /// IOTLB, with the address in IVA.
     pub(super) fn iotlb_command(&self) {
-        let _turn = self.turn.lock();
+        let mut hosts = self.turn.lock();
         let state = self.state.lock();
         let register = state.file.get(IOTLB);
         let pages = IotlbAddress::new_with_raw_value(state.file.get(IVA));
@@ -62,6 +64,8 @@ impl<M: TableMemory> Unit<M> {
         let request = if served { translations(register, pages, &self.capability) } else { None };
         if let Some((invalidation, _)) = &request {
             self.invalidate_translations(invalidation);
+            hosts.invalidate(invalidation);
+            self.settle(&mut hosts);
         }
         let done = request.map_or(REFUSED, |(_, done)| done);
         let mut state = self.state.lock();

@@ -28,8 +28,11 @@ impl<M: TableMemory> Unit<M> {
             ports: _,
             // Wiring of the machine: whoever builds the new unit attaches endpoints to it.
             endpoints: _,
+            // Of this unit, not of its guest.
+            counters: _,
             root: _,
             interrupts,
+            // What is in it is told to hosts, by the tables.
             turn,
             arriving,
             state,
@@ -55,12 +58,13 @@ impl<M: TableMemory> Unit<M> {
     /// The state is not one that a unit with these capabilities can be in. The unit is as it was.
     pub fn restore(&self, saved: &UnitState) -> Result<(), RestoreError> {
         let Parts { capability: _, file, root, interrupts, ring, log } = saved.parts(&self.capability)?;
-        let _turn = self.turn.lock();
+        let mut hosts = self.turn.lock();
         let arriving = self.arriving.write();
         self.root.store(root.to_raw(), Ordering::Release);
         *self.state.lock() = State { file, ring, log };
         self.invalidate_all();
         drop(arriving);
+        self.rebind_all(&mut hosts);
         self.interrupts.restore(interrupts);
         Ok(())
     }
@@ -68,7 +72,7 @@ impl<M: TableMemory> Unit<M> {
     /// Goes on where the saved unit stood: descriptors that were in its queue are done now. To be called when
     /// endpoints are restored and attached, before a CPU runs.
     pub fn resume(&self) {
-        let _turn = self.turn.lock();
-        self.process_queue();
+        let mut hosts = self.turn.lock();
+        self.process_queue(&mut hosts);
     }
 }

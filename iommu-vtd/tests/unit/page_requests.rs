@@ -1,9 +1,10 @@
 //! Page requests that do not take the ordinary way.
 
 use iommu_core::{PageRequest, PageRequestOutcome, Pasid, ResponseCode, SourceId, Translator};
+use iommu_vtd::UnitCounts;
 use iommu_vtd::testkit::Tables;
 
-use crate::driver::{Driver, ENDPOINT, FSTS, Machine, Memory, PAGE_EVENT, PQA, PQH, PQT, PRS, TE};
+use crate::driver::{Driver, ENDPOINT, FSTS, Machine, Memory, PAGE_EVENT, PQA, PQH, PQT, PRS, TE, desc};
 use crate::flows::page_request;
 
 const VIRTUAL: u64 = 0x7f12_3456_7000;
@@ -86,4 +87,42 @@ fn a_queue_outside_memory_is_refused() {
     machine.write64(PQA, 0xffff_ffff_f000);
     assert_eq!(machine.unit.page_request(&page_request(VIRTUAL, 3)), INVALID);
     assert_eq!((machine.read64(PQT), machine.read32(PRS)), (0, 0));
+}
+
+/// What a test of two units compares: seen, unseen, groups, answers, and descriptors by kind.
+#[test]
+fn what_was_done_is_counted() {
+    let machine = Machine::new();
+    let (driver, _tables) = bound(&machine);
+    let before = machine.unit.counts();
+    let of = |change: fn(&mut PageRequest)| {
+        let mut request = page_request(VIRTUAL, 3);
+        change(&mut request);
+        machine.unit.page_request(&request);
+    };
+    of(|_| ());
+    of(|r| r.last = false);
+    of(|r| (r.read, r.write) = (false, false));
+    of(|r| r.pasid = Pasid::new(2));
+    driver.submit(&[
+        desc::pasid_cache(1, 1),
+        desc::pasid_iotlb_all(1, 1),
+        desc::device_tlb_all(1),
+        desc::device_tlb_all(1),
+        desc::response(1, 3, 0),
+    ]);
+    let after = machine.unit.counts();
+    let expected = UnitCounts {
+        page_requests: 3,
+        page_request_groups: 1,
+        page_requests_unseen: 1,
+        page_group_responses: 1,
+        faults: 1,
+        pasid_cache: before.pasid_cache + 1,
+        iotlb: before.iotlb + 1,
+        device_tlb: 2,
+        waits: before.waits + 1,
+        ..before
+    };
+    assert_eq!(after, expected);
 }

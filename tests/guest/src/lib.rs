@@ -10,4 +10,5 @@ pub mod registers;
 pub mod report;
 pub mod suite;
 pub mod sys;
+pub mod vfio;
 pub mod wait;

@@ -20,6 +20,11 @@ const ENVIRONMENT: &[(&str, &str)] = &[
     ("SVMM_NEXT_INITRD", materials::NEXT_INITRD),
 ];
 
+/// The test program that needs a guest that is a host in turn; the others are spared its files.
+const CHAIN: &str = "chain";
+const CHAIN_ENVIRONMENT: &[(&str, &str)] =
+    &[("SVMM_HOST_KERNEL", materials::HOST_KERNEL), ("SVMM_HOST_INITRD", materials::HOST_INITRD)];
+
 /// Builds the test programs.
 ///
 /// # Errors
@@ -53,18 +58,22 @@ pub fn run(
 ) -> Result<bool> {
     match &materials.world {
         World::Here => {
-            let load = tests.iter().fold(workload, |load, test| with(load, test, words));
+            let load = tests.iter().fold(workload, |load, test| with(materials, load, test, words));
             let mut lines = Lines::new(String::new());
             let codes = materials.world.run(&load, Terminal::Output(&mut lines), limit);
             lines.finish();
             Ok(codes?.iter().all(|code| *code == 0))
         }
-        World::Cloud(_) => Ok(side_by_side(&materials.world, &workload, tests, words, limit)),
+        World::Cloud(_) => Ok(side_by_side(materials, &workload, tests, words, limit)),
     }
 }
 
 /// `load`, and in it a command that runs `test`.
-fn with(mut load: Workload, test: &Program, words: &[String]) -> Workload {
+fn with(materials: &Materials, mut load: Workload, test: &Program, words: &[String]) -> Workload {
+    if test.name == CHAIN {
+        load.files.extend(materials.of_host());
+        load.env.extend(CHAIN_ENVIRONMENT.iter().map(|(name, file)| (*name, Word::file(file))));
+    }
     let name = format!("test-{}", test.name);
     // They are marked "ignored", so that a plain `cargo test` passes where no guest can be booted.
     let mut command = vec![Word::file(&name), "--include-ignored".into()];
@@ -76,7 +85,7 @@ fn with(mut load: Workload, test: &Program, words: &[String]) -> Workload {
 
 /// A cloud machine has one CPU, so as many of them run as this host carries; each test program has one for itself.
 fn side_by_side(
-    world: &World,
+    materials: &Materials,
     load: &Workload,
     tests: &[Program],
     words: &[String],
@@ -87,7 +96,8 @@ fn side_by_side(
     let work = || {
         while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut lines = Lines::new(format!("{:<10} | ", test.name));
-            let outcome = world.run(&with(load.clone(), test, words), Terminal::Output(&mut lines), limit);
+            let load = with(materials, load.clone(), test, words);
+            let outcome = materials.world.run(&load, Terminal::Output(&mut lines), limit);
             lines.finish();
             match outcome {
                 Ok(codes) if codes == [0] => continue,

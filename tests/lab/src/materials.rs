@@ -22,6 +22,11 @@ pub const INITRD: &str = "guest.cpio";
 /// The same, and in it the kernel that a guest goes on with.
 pub const NEXT_INITRD: &str = "next.cpio";
 
+/// The kernel of a guest that is a host in turn.
+pub const HOST_KERNEL: &str = "vmlinux-host";
+/// The first file system of such a guest: the guests', and in it svmm and what the inner guest boots.
+pub const HOST_INITRD: &str = "host.cpio";
+
 /// A kernel being built while other work goes on.
 #[derive(Debug)]
 pub struct KernelInBackground(JoinHandle<Result<Kernel>>);
@@ -52,6 +57,7 @@ pub struct Materials {
     svmm: PathBuf,
     initrd: PathBuf,
     next_initrd: PathBuf,
+    host_initrd: PathBuf,
     kernel: Kernel,
 }
 
@@ -87,7 +93,8 @@ impl Materials {
         let kernel = kernel.finish()?;
         let world = World::prepare(choice, &kernel, cache)?;
         let next_initrd = image::guest::with_next_kernel(cache, &initrd, &kernel.bz_image())?;
-        Ok(Self { world, svmm, initrd, next_initrd, kernel })
+        let host_initrd = image::guest::with_svmm(cache, &next_initrd, &svmm)?;
+        Ok(Self { world, svmm, initrd, next_initrd, host_initrd, kernel })
     }
 
     /// The guests' initial file system.
@@ -110,6 +117,18 @@ impl Materials {
             env: Vec::new(),
             commands: Vec::new(),
         }
+    }
+
+    /// What a guest that is a host in turn is made of.
+    ///
+    /// The kernel is the cloud world's host: what an emulated CPU does that hardware does not, it does to every
+    /// hypervisor on it.
+    #[must_use]
+    pub fn of_host(&self) -> Vec<(String, PathBuf)> {
+        vec![
+            (HOST_KERNEL.to_owned(), self.kernel.cloud_host()),
+            (HOST_INITRD.to_owned(), self.host_initrd.clone()),
+        ]
     }
 
     /// The words of `svmm run` for `guest`, with `cmdline` as the kernel's command line.

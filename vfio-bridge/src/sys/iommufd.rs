@@ -5,18 +5,22 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::sync::Arc;
 
-use iommu_core::{HostError, IovaRange};
+use iommu_core::{HostError, IovaRange, Permissions};
 use iommufd_bindings::iommufd as c;
 use iommufd_ioctls::{IommuFd, IommufdError};
 use rustix::io::Errno;
 use vmm_sys_util::ioctl::ioctl_with_mut_ref;
 use vmm_sys_util::ioctl_io_nr;
 
-use crate::kernel::{Entries, FaultFile, HwInfo, HwptAlloc, Kernel, ObjectId, Partial, Result, VendorInfo};
+use crate::kernel::{
+    Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial, Result, VendorInfo,
+};
 use crate::memory::HostRange;
 use crate::object::{OPEN_IOMMUFD, refused};
-use crate::sys::last_errno;
+use crate::sys::done;
 
+ioctl_io_nr!(IOMMU_IOAS_COPY, c::IOMMUFD_TYPE as u32, c::IOMMUFD_CMD_IOAS_COPY);
+ioctl_io_nr!(IOMMU_IOAS_IOVA_RANGES, c::IOMMUFD_TYPE as u32, c::IOMMUFD_CMD_IOAS_IOVA_RANGES);
 ioctl_io_nr!(IOMMU_FAULT_QUEUE_ALLOC, c::IOMMUFD_TYPE as u32, c::IOMMUFD_CMD_FAULT_QUEUE_ALLOC);
 
 /// An open `/dev/iommu`. Clones share it.
@@ -62,6 +66,18 @@ fn errno_of(error: &IommufdError) -> Errno {
     Errno::from_raw_os_error(of_ioctl.or_else(of_open).unwrap_or_else(|| Errno::IO.raw_os_error()))
 }
 
+/// Ranges of usable addresses that are asked for: there are as many as reserved windows, and one more.
+const RANGES: usize = 64;
+
+fn map_flags(permissions: Permissions) -> u32 {
+    let flags = [
+        (permissions.read, c::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE),
+        (permissions.write, c::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE),
+    ];
+    let fixed = c::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA;
+    flags.iter().filter(|(wanted, _)| *wanted).fold(fixed, |all, (_, flag)| all | flag)
+}
+
 impl Kernel for Iommufd {
     fn destroy(&self, object: ObjectId) -> Result<()> {
         self.0.destroy_iommu_object(object.0).map_err(|e| errno_of(&e))
@@ -73,12 +89,16 @@ impl Kernel for Iommufd {
         Ok(ObjectId(argument.out_ioas_id))
     }
 
-    fn ioas_map(&self, ioas: ObjectId, iova: u64, memory: &HostRange) -> Result<()> {
+    fn ioas_map(
+        &self,
+        ioas: ObjectId,
+        iova: u64,
+        memory: &HostRange,
+        permissions: Permissions,
+    ) -> Result<()> {
         let argument = c::iommu_ioas_map {
             size: size::<c::iommu_ioas_map>(),
-            flags: c::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_FIXED_IOVA
-                | c::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_READABLE
-                | c::iommufd_ioas_map_flags_IOMMU_IOAS_MAP_WRITEABLE,
+            flags: map_flags(permissions),
             ioas_id: ioas.0,
             user_va: memory.host_address(),
             length: memory.len_bytes(),
@@ -96,6 +116,35 @@ impl Kernel for Iommufd {
             length: (range.last() - range.start()).saturating_add(1),
         };
         self.0.unmap_iommu_ioas(&mut argument).map_err(|e| errno_of(&e))
+    }
+
+    fn ioas_copy(&self, copy: &IoasCopy) -> Result<()> {
+        let mut argument = c::iommu_ioas_copy {
+            size: size::<c::iommu_ioas_copy>(),
+            flags: map_flags(copy.permissions),
+            dst_ioas_id: copy.to.0,
+            src_ioas_id: copy.from.0,
+            length: (copy.range.last() - copy.range.start()).saturating_add(1),
+            dst_iova: copy.iova,
+            src_iova: copy.range.start(),
+        };
+        // SAFETY: the argument is of the type that this ioctl reads and writes.
+        done(unsafe { ioctl_with_mut_ref(&*self.0, IOMMU_IOAS_COPY(), &mut argument) })
+    }
+
+    fn ioas_iova_ranges(&self, ioas: ObjectId) -> Result<Vec<IovaRange>> {
+        let mut ranges = [c::iommu_iova_range { start: 0, last: 0 }; RANGES];
+        let mut argument = c::iommu_ioas_iova_ranges {
+            size: size::<c::iommu_ioas_iova_ranges>(),
+            ioas_id: ioas.0,
+            num_iovas: size::<[u8; RANGES]>(),
+            allowed_iovas: ranges.as_mut_ptr().expose_provenance() as u64,
+            ..Default::default()
+        };
+        // SAFETY: the argument is of the type that this ioctl reads and writes, and leads to as many ranges as it says.
+        done(unsafe { ioctl_with_mut_ref(&*self.0, IOMMU_IOAS_IOVA_RANGES(), &mut argument) })?;
+        let number = usize::try_from(argument.num_iovas).unwrap_or(0).min(RANGES);
+        Ok(ranges[..number].iter().filter_map(|range| IovaRange::new(range.start, range.last)).collect())
     }
 
     fn hw_info(&self, device: ObjectId) -> Result<HwInfo> {
@@ -169,10 +218,7 @@ impl Kernel for Iommufd {
         let mut argument =
             c::iommu_fault_alloc { size: size::<c::iommu_fault_alloc>(), ..Default::default() };
         // SAFETY: the argument is of the type that this ioctl reads and writes.
-        let answer = unsafe { ioctl_with_mut_ref(&*self.0, IOMMU_FAULT_QUEUE_ALLOC(), &mut argument) };
-        if answer < 0 {
-            return Err(last_errno());
-        }
+        done(unsafe { ioctl_with_mut_ref(&*self.0, IOMMU_FAULT_QUEUE_ALLOC(), &mut argument) })?;
         let fd = RawFd::try_from(argument.out_fault_fd).map_err(|_| Errno::BADF)?;
         // SAFETY: the kernel just opened it for us, and nobody else knows its number.
         let file = unsafe { File::from_raw_fd(fd) };

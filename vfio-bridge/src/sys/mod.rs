@@ -4,18 +4,43 @@
 //! kernel writes to no memory that is not exclusively borrowed for it. That, and that file descriptors are owned,
 //! is all there is to show.
 
+mod container;
+mod function;
 mod iommufd;
+mod mapping;
 pub mod uapi;
 mod vfio;
 
+pub use container::{Container, VFIO};
+pub use function::FunctionHandle;
 pub use iommufd::Iommufd;
 pub use vfio::Cdev;
 
-use rustix::io::Errno;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+
+/// The outcome of an ioctl.
+fn done(answer: i32) -> crate::kernel::Result<()> {
+    if answer < 0 { Err(last_errno()) } else { Ok(()) }
+}
 
 /// The error of the system call that this thread made last.
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// A file that this process was started with, by its number. The number itself stays open.
+///
+/// # Errors
+/// `EBADF` if no file has this number.
+pub fn inherited(number: RawFd) -> crate::kernel::Result<OwnedFd> {
+    if number < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: the number goes to one system call only, which says whether there is such a file.
+    let file = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_dupfd_cloexec(file, 3)
 }
 
 #[cfg(test)]
@@ -23,11 +48,13 @@ mod tests {
     use std::fs::File;
     use std::path::Path;
 
-    use iommu_core::IovaRange;
+    use iommu_core::{IovaRange, Permissions};
     use vm_memory::{GuestAddress, GuestMemoryMmap};
 
     use super::*;
-    use crate::kernel::{DeviceFile as _, Entries, HwptAlloc, Kernel as _, ObjectId, Partial, Payload};
+    use crate::kernel::{
+        DeviceFile as _, Entries, HwptAlloc, IoasCopy, Kernel as _, ObjectId, Partial, Payload,
+    };
     use crate::memory::HostRange;
 
     const ID: ObjectId = ObjectId(1);
@@ -51,12 +78,16 @@ mod tests {
             fault_queue: Some(ID),
             data,
         };
+        let page = IovaRange::aligned(0, 12);
+        let copy = IoasCopy { from: ID, range: page, to: ID, iova: 0, permissions: Permissions::READ_WRITE };
         let entries = Entries { kind: uapi::INVALIDATE_DATA_VTD_S1, entry_len: 24, bytes: &[0; 48] };
         let rows = [
             ("destroy", iommufd.destroy(ID).err()),
             ("IOAS", iommufd.ioas_alloc().err()),
-            ("map", iommufd.ioas_map(ID, 0, &range).err()),
+            ("map", iommufd.ioas_map(ID, 0, &range, Permissions::READ_WRITE).err()),
             ("unmap", iommufd.ioas_unmap(ID, IovaRange::aligned(0, 12)).err()),
+            ("copy", iommufd.ioas_copy(&copy).err()),
+            ("usable addresses", iommufd.ioas_iova_ranges(ID).err()),
             ("hardware information", iommufd.hw_info(ID).err()),
             ("HWPT", iommufd.hwpt_alloc(&table).err()),
             ("fault queue", iommufd.fault_queue_alloc().err()),
@@ -67,6 +98,17 @@ mod tests {
         // The count comes back as it went in, which would mean that all was done.
         let partial = Partial { done: 0, errno: Errno::NOTTY };
         assert_eq!(iommufd.hwpt_invalidate(ID, &entries), Err(partial));
+    }
+
+    #[test]
+    fn inherited_files_are_found_by_number() {
+        use std::os::fd::AsRawFd as _;
+        let file = File::open("/dev/null").unwrap();
+        let again = inherited(file.as_raw_fd()).unwrap();
+        assert_ne!(again.as_raw_fd(), file.as_raw_fd());
+        for number in [-1, 1 << 20] {
+            assert_eq!(inherited(number).err(), Some(Errno::BADF), "{number}");
+        }
     }
 
     #[test]

@@ -43,12 +43,12 @@ impl World {
         let state = &self.devices[device];
         state.id.ok_or(Errno::INVAL)?;
         let compatible = |table: u32| match self.objects.get(&table) {
-            Some(Object::Parent { pasid, .. } | Object::Nested { pasid, .. }) => *pasid,
+            Some(Object::Paging { pasid, .. } | Object::Nested { pasid, .. }) => *pasid,
             _ => false,
         };
         match self.objects.get(&table) {
             None => return Err(Errno::NOENT),
-            Some(Object::Parent { .. } | Object::Nested { .. }) => {}
+            Some(Object::Ioas(_) | Object::Paging { .. } | Object::Nested { .. }) => {}
             Some(_) => return Err(Errno::INVAL),
         }
         if pasid == Some(0) || pasid.is_some_and(|pasid| pasid >> state.info.max_pasid_log2 != 0) {
@@ -96,12 +96,18 @@ impl World {
             return Ok(());
         }
         let state = &self.devices[device];
-        if self.units.get(&table) != Some(&state.unit) {
+        // For an address space, the kernel makes a page table that fits.
+        if self.units.get(&table).is_some_and(|unit| *unit != state.unit) {
             if pasid.is_none() {
                 self.tear(device, pasid);
             }
             return Err(Errno::INVAL);
         }
+        if let Err(errno) = self.check_reserved(table) {
+            self.tear(device, pasid);
+            return Err(errno);
+        }
+        let state = &self.devices[device];
         if self.has_faults(Some(table)) && state.config[0x144] & 1 == 0 {
             self.tear(device, pasid);
             return Err(Errno::NODEV);

@@ -1,23 +1,30 @@
 //! `/dev/iommu`.
 
-use iommu_core::IovaRange;
+use iommu_core::{IovaRange, Permissions};
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
 use zerocopy::FromBytes as _;
 
 use super::faults::FakeFaults;
-use super::{Call, FakeKernel, Object, Queue, World};
-use crate::kernel::{Entries, FaultFile, HwInfo, HwptAlloc, Kernel, ObjectId, Partial, Result};
-use crate::memory::HostRange;
+use super::space::{LAST, Space, usable};
+use super::{Call, Damage, FakeKernel, Object, Queue, World};
+use crate::kernel::{Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial, Result};
+use crate::memory::{HostRange, INTERRUPT_WINDOW};
 use crate::sys::uapi::{HWPT_DATA_VTD_S1, INVALIDATE_DATA_VTD_S1, VtdS1, VtdS1Invalidate};
+
+/// What no hardware reaches.
+const BEYOND: IovaRange = match IovaRange::new(LAST + 1, u64::MAX) {
+    Some(range) => range,
+    None => IovaRange::ALL,
+};
 
 impl World {
     /// Whether something refers to an object.
     fn is_busy(&self, id: u32) -> bool {
         let of_object = |object: &Object| match object {
-            Object::Parent { ioas, .. } => *ioas == id,
+            Object::Paging { ioas, .. } => *ioas == id,
             Object::Nested { parent, faults, .. } => *parent == id || *faults == Some(id),
-            Object::Ioas { .. } | Object::FaultQueue(_) | Object::Device(_) => false,
+            Object::Ioas(_) | Object::FaultQueue(_) | Object::Device(_) => false,
         };
         let open = match self.objects.get(&id) {
             Some(Object::FaultQueue(queue)) => queue.open,
@@ -33,7 +40,35 @@ impl World {
         if request.fault_queue.is_some() || request.nest_parent && !self.supports_nesting {
             return Err(Errno::OPNOTSUPP);
         }
-        Ok(Object::Parent { ioas: request.parent.0, pasid: request.pasid })
+        if self.space(request.parent.0)?.has(&BEYOND) {
+            return Err(Errno::ADDRINUSE);
+        }
+        Ok(Object::Paging { ioas: request.parent.0, pasid: request.pasid, nest: request.nest_parent })
+    }
+
+    pub(super) fn space(&mut self, ioas: u32) -> Result<&mut Space> {
+        match self.objects.get_mut(&ioas) {
+            Some(Object::Ioas(space)) => Ok(space),
+            _ => Err(Errno::NOENT),
+        }
+    }
+
+    /// Whether hardware uses an address space, so that its limits show.
+    fn is_used(&self, ioas: u32) -> bool {
+        let feeds = |object: &Object| matches!(object, Object::Paging { ioas: fed, .. } if *fed == ioas);
+        let attached = self.devices.iter().any(|d| d.books.values().any(|table| *table == ioas));
+        attached || self.objects.values().any(feeds)
+    }
+
+    /// Whether a device may be attached to an address space, or to a page table that is fed by it.
+    pub(super) fn check_reserved(&mut self, table: u32) -> Result<()> {
+        let ioas = match self.objects.get(&table) {
+            Some(Object::Paging { ioas, .. }) => *ioas,
+            Some(Object::Ioas(_)) => table,
+            _ => return Ok(()),
+        };
+        let space = self.space(ioas)?;
+        if space.has(&INTERRUPT_WINDOW) || space.has(&BEYOND) { Err(Errno::ADDRINUSE) } else { Ok(()) }
     }
 
     fn nested(&self, request: &HwptAlloc<'_>) -> Result<Object> {
@@ -95,37 +130,69 @@ impl Kernel for FakeKernel {
     fn ioas_alloc(&self) -> Result<ObjectId> {
         let mut world = self.world();
         world.enter(Call::IoasAlloc).map_err(|f| f.errno)?;
-        Ok(ObjectId(world.insert(Object::Ioas { mapped: Vec::new() })))
+        Ok(ObjectId(world.insert(Object::Ioas(Space::default()))))
     }
 
-    fn ioas_map(&self, ioas: ObjectId, iova: u64, memory: &HostRange) -> Result<()> {
+    fn ioas_map(
+        &self,
+        ioas: ObjectId,
+        iova: u64,
+        memory: &HostRange,
+        permissions: Permissions,
+    ) -> Result<()> {
         let mut world = self.world();
         world.enter(Call::IoasMap).map_err(|f| f.errno)?;
-        let Some(Object::Ioas { mapped }) = world.objects.get_mut(&ioas.0) else { return Err(Errno::NOENT) };
-        let last = iova.checked_add(memory.len_bytes() - 1).ok_or(Errno::OVERFLOW)?;
-        let range = IovaRange::new(iova, last).ok_or(Errno::INVAL)?;
-        if mapped.iter().any(|other| other.overlaps(&range)) {
+        let used = world.is_used(ioas.0);
+        world.space(ioas.0)?.map(iova, memory.len_bytes(), (memory.host_address(), permissions), used)
+    }
+
+    fn ioas_copy(&self, copy: &IoasCopy) -> Result<()> {
+        let mut world = self.world();
+        world.enter(Call::IoasCopy).map_err(|f| f.errno)?;
+        if !world.supports_copy {
+            return Err(Errno::NOTTY);
+        }
+        let used = world.is_used(copy.to.0);
+        let pieces = world.space(copy.from.0)?.pieces(&copy.range)?;
+        let wanted = copy.permissions;
+        if pieces.iter().any(|(_, _, has)| wanted.read && !has.read || wanted.write && !has.write) {
+            return Err(Errno::PERM);
+        }
+        let space = world.space(copy.to.0)?;
+        let last = copy.iova.checked_add(copy.range.last() - copy.range.start()).ok_or(Errno::OVERFLOW)?;
+        if space.has(&IovaRange::new(copy.iova, last).ok_or(Errno::INVAL)?) {
             return Err(Errno::EXIST);
         }
-        mapped.push(range);
+        let mut iova = copy.iova;
+        for (len, host, _) in pieces {
+            space.map(iova, len, (host, wanted), used)?;
+            iova += len;
+        }
         Ok(())
+    }
+
+    fn ioas_iova_ranges(&self, ioas: ObjectId) -> Result<Vec<IovaRange>> {
+        let mut world = self.world();
+        world.enter(Call::IovaRanges).map_err(|f| f.errno)?;
+        world.space(ioas.0)?;
+        Ok(if world.is_used(ioas.0) { usable() } else { vec![IovaRange::ALL] })
     }
 
     fn ioas_unmap(&self, ioas: ObjectId, range: IovaRange) -> Result<()> {
         let mut world = self.world();
-        world.enter(Call::IoasUnmap).map_err(|f| f.errno)?;
-        let Some(Object::Ioas { mapped }) = world.objects.get_mut(&ioas.0) else { return Err(Errno::NOENT) };
-        mapped.sort_by_key(IovaRange::start);
-        let before = mapped.len();
-        let touched: Vec<_> = mapped.iter().filter(|m| m.overlaps(&range)).copied().collect();
-        for area in touched {
-            // Those before the one that would be cut are gone.
-            if !range.contains(area.start()) || !range.contains(area.last()) {
-                return Err(Errno::NOENT);
+        let failure = world.enter(Call::IoasUnmap).err();
+        let space = world.space(ioas.0)?;
+        if let Some(failure) = failure {
+            if failure.damage == Damage::Done {
+                space.unmap(&range);
             }
-            mapped.retain(|m| *m != area);
+            return Err(failure.errno);
         }
-        if mapped.len() == before { Err(Errno::NOENT) } else { Ok(()) }
+        match space.unmap(&range) {
+            (0, _) if range != IovaRange::ALL => Err(Errno::NOENT),
+            (_, true) => Ok(()),
+            (_, false) => Err(Errno::NOENT),
+        }
     }
 
     fn hw_info(&self, device: ObjectId) -> Result<HwInfo> {
@@ -146,8 +213,8 @@ impl Kernel for FakeKernel {
         };
         let unit = world.devices[*device].unit;
         let object = match world.objects.get(&request.parent.0) {
-            Some(Object::Ioas { .. }) => world.paging(request)?,
-            Some(Object::Parent { .. }) => world.nested(request)?,
+            Some(Object::Ioas(_)) => world.paging(request)?,
+            Some(Object::Paging { nest: true, .. }) => world.nested(request)?,
             _ => return Err(Errno::INVAL),
         };
         let id = world.insert(object);

@@ -7,15 +7,17 @@
 //!
 //! Any call can be made to fail ([`FakeKernel::fail`]), and everything can be looked at ([`Audit`]).
 
+mod container;
 mod device;
 mod faults;
 mod iommufd;
+mod space;
 mod yes;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use iommu_core::IovaRange;
+use iommu_core::Permissions;
 use iommu_core::sync::{Mutex, MutexGuard};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -23,6 +25,9 @@ use rustix::io::Errno;
 use crate::kernel::{HwInfo, VendorInfo, capability};
 use crate::sys::uapi::{FaultRecord, VtdS1};
 
+use space::Space;
+
+pub use container::{CONTAINER_LIMIT, FakeContainer};
 pub use device::{FakeDevice, config_space};
 pub use yes::{YesDevice, YesKernel};
 
@@ -37,6 +42,10 @@ pub enum Call {
     IoasMap,
     /// `IOMMU_IOAS_UNMAP`.
     IoasUnmap,
+    /// `IOMMU_IOAS_COPY`.
+    IoasCopy,
+    /// `IOMMU_IOAS_IOVA_RANGES`.
+    IovaRanges,
     /// `IOMMU_GET_HW_INFO`.
     HwInfo,
     /// `IOMMU_HWPT_ALLOC`.
@@ -57,6 +66,12 @@ pub enum Call {
     Detach,
     /// `pread` of configuration space.
     ConfigRead,
+    /// `VFIO_IOMMU_MAP_DMA`.
+    ContainerMap,
+    /// `VFIO_IOMMU_UNMAP_DMA`.
+    ContainerUnmap,
+    /// `VFIO_IOMMU_GET_INFO`.
+    ContainerInfo,
 }
 
 /// Which calls are to fail.
@@ -137,9 +152,19 @@ pub struct Audit {
 
 #[derive(Debug)]
 enum Object {
-    Ioas { mapped: Vec<IovaRange> },
-    Parent { ioas: u32, pasid: bool },
-    Nested { parent: u32, table: VtdS1, pasid: bool, faults: Option<u32> },
+    Ioas(Space),
+    /// A page table fed by an address space; `nest`: may be a parent.
+    Paging {
+        ioas: u32,
+        pasid: bool,
+        nest: bool,
+    },
+    Nested {
+        parent: u32,
+        table: VtdS1,
+        pasid: bool,
+        faults: Option<u32>,
+    },
     FaultQueue(Queue),
     Device(usize),
 }
@@ -147,8 +172,9 @@ enum Object {
 impl Object {
     fn kind(&self) -> &'static str {
         match self {
-            Self::Ioas { .. } => "IOAS",
-            Self::Parent { .. } => "nest parent",
+            Self::Ioas(_) => "IOAS",
+            Self::Paging { nest: true, .. } => "nest parent",
+            Self::Paging { nest: false, .. } => "paging",
             Self::Nested { .. } => "nested",
             Self::FaultQueue(_) => "fault queue",
             Self::Device(_) => "device",
@@ -194,12 +220,15 @@ struct DeviceState {
 struct World {
     objects: BTreeMap<u32, Object>,
     devices: Vec<DeviceState>,
+    /// `None`: closed.
+    containers: Vec<Option<Space>>,
     next_id: u32,
     failures: Vec<Failure>,
     /// Units on which page tables were made, by page table.
     units: HashMap<u32, u32>,
     supports_pasid: bool,
     supports_nesting: bool,
+    supports_copy: bool,
     audit: Audit,
 }
 
@@ -272,11 +301,13 @@ impl FakeKernel {
         Self(Arc::new(Mutex::new(World {
             objects: BTreeMap::new(),
             devices: Vec::new(),
+            containers: Vec::new(),
             next_id: 1,
             failures: Vec::new(),
             units: HashMap::new(),
             supports_pasid: true,
             supports_nesting: true,
+            supports_copy: true,
             audit: Audit::default(),
         })))
     }
@@ -293,6 +324,11 @@ impl FakeKernel {
     /// A kernel or an IOMMU that cannot nest.
     pub fn without_nesting(&self) {
         self.world().supports_nesting = false;
+    }
+
+    /// A kernel that copies no mappings.
+    pub fn without_copy(&self) {
+        self.world().supports_copy = false;
     }
 
     /// Makes calls fail.
@@ -331,6 +367,22 @@ impl FakeKernel {
             Some(table) => Hardware::Table(table),
             None if attached => Hardware::Parent,
             None => Hardware::Blocked,
+        }
+    }
+
+    /// Where an address of a device's requests without PASID leads in this process, by the tables of the kernel's own.
+    /// `None`: it is refused.
+    #[must_use]
+    pub fn lookup(&self, device: usize, address: u64) -> Option<(u64, Permissions)> {
+        let world = self.world();
+        let attached = *world.devices.get(device)?.hardware.get(&None)?;
+        let ioas = match world.objects.get(&attached)? {
+            Object::Paging { ioas, .. } => *ioas,
+            _ => attached,
+        };
+        match world.objects.get(&ioas)? {
+            Object::Ioas(space) => space.lookup(address),
+            _ => None,
         }
     }
 

@@ -2,11 +2,13 @@
 
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
-use iommu_core::IovaRange;
+use iommu_core::{IovaRange, Permissions};
 use rustix::io::Errno;
 
 use super::FULL_INFO;
-use crate::kernel::{DeviceFile, Entries, FaultFile, HwInfo, HwptAlloc, Kernel, ObjectId, Partial, Result};
+use crate::kernel::{
+    DeviceFile, Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial, Result,
+};
 use crate::memory::HostRange;
 
 /// Says yes, but has no fault queues.
@@ -37,8 +39,16 @@ impl Kernel for YesKernel {
         Ok(self.make())
     }
 
-    fn ioas_map(&self, _: ObjectId, _: u64, _: &HostRange) -> Result<()> {
+    fn ioas_map(&self, _: ObjectId, _: u64, _: &HostRange, _: Permissions) -> Result<()> {
         Ok(())
+    }
+
+    fn ioas_copy(&self, _: &IoasCopy) -> Result<()> {
+        Ok(())
+    }
+
+    fn ioas_iova_ranges(&self, _: ObjectId) -> Result<Vec<IovaRange>> {
+        Ok(vec![IovaRange::ALL])
     }
 
     fn ioas_unmap(&self, _: ObjectId, _: IovaRange) -> Result<()> {

@@ -22,6 +22,10 @@ const X2APIC: u32 = 1 << 21; // 1 ECX
 const TSC_DEADLINE: u32 = 1 << 24; // 1 ECX
 const HYPERVISOR: u32 = 1 << 31; // 1 ECX
 const HTT: u32 = 1 << 28; // 1 EDX
+const VMX: u32 = 1 << 5; // 1 ECX
+const SVM: u32 = 1 << 2; // 8000_0001 ECX
+/// What AMD's virtualization can do.
+const SVM_LEAF: u32 = 0x8000_000a;
 /// Leaf 1 EBX: the low byte of the APIC id in 31:24, number of APIC ids in 23:16.
 const LEAF1_IDS: u32 = 0xffff_0000;
 
@@ -110,6 +114,27 @@ fn topology(leaf: u32, place: Place) -> [kvm_cpuid_entry2; 3] {
     [level(0, 1, 0, 1), level(1, 2, place.id_bits(), place.cpus), level(2, 0, 0, 0)]
 }
 
+/// Whether the set has the hardware virtualization of either vendor. **Pure.**
+pub(crate) fn has_virtualization(entries: &[kvm_cpuid_entry2]) -> bool {
+    entries.iter().any(|entry| match entry.function {
+        1 => entry.ecx & VMX != 0,
+        0x8000_0001 => entry.ecx & SVM != 0,
+        _ => false,
+    })
+}
+
+/// Takes hardware virtualization away.
+pub(crate) fn hide_virtualization(entries: &mut [kvm_cpuid_entry2]) {
+    for entry in entries {
+        match entry.function {
+            1 => entry.ecx &= !VMX,
+            0x8000_0001 => entry.ecx &= !SVM,
+            SVM_LEAF => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+            _ => {}
+        }
+    }
+}
+
 /// Width of guest-physical addresses, from leaf 8000_0008; 36 if the set does not say. **Pure.**
 pub(crate) fn physical_bits(entries: &[kvm_cpuid_entry2]) -> u8 {
     let leaf = entries.iter().find(|entry| entry.function == 0x8000_0008);
@@ -156,6 +181,23 @@ mod tests {
         }
         let none = [entry(7, 0, [0; 4])];
         assert_eq!(find(&filter(&none, ALL, FIRST_OF_FOUR), 7, 0).ecx, 0, "nothing is invented");
+    }
+
+    #[test]
+    fn virtualization_of_either_vendor_can_be_hidden() {
+        let rows = [
+            ("Intel", 1, [0, 0, u32::MAX, 0], [0, 0, !VMX, 0], true),
+            ("AMD", 0x8000_0001, [0, 0, u32::MAX, 7], [0, 0, !SVM, 7], true),
+            ("AMD's features", SVM_LEAF, [1, 8, 0, 9], [0; 4], false),
+            ("another leaf", 7, [0, 0, u32::MAX, 0], [0, 0, u32::MAX, 0], false),
+        ];
+        for (name, leaf, before, after, has) in rows {
+            let mut entries = [entry(leaf, 0, before)];
+            assert_eq!(has_virtualization(&entries), has, "{name}");
+            hide_virtualization(&mut entries);
+            assert_eq!(entries, [entry(leaf, 0, after)], "{name}");
+            assert!(!has_virtualization(&entries), "{name}");
+        }
     }
 
     #[test]

@@ -55,6 +55,15 @@ pub(crate) enum SerialTarget {
     File(File),
 }
 
+/// Where the numbers go when the run ends.
+#[derive(Debug)]
+pub(crate) enum StatsTarget {
+    /// Standard error.
+    Stderr,
+    /// Into a file.
+    File(File),
+}
+
 fn open_regular(path: &Path, option: &str, what: &str) -> Result<(File, u64), Complaint> {
     let complaint = |reason: String| {
         Complaint::new(format_args!("{option} {}", path.display()), reason, format_args!("give {what}"))
@@ -132,12 +141,24 @@ pub(super) fn open_serial(target: &str) -> Result<SerialTarget, Complaint> {
         "stdio" => Ok(SerialTarget::Stdio),
         "null" => Ok(SerialTarget::Null),
         _ => match target.strip_prefix("file:") {
-            Some(path) if !path.is_empty() => File::create(path).map(SerialTarget::File).map_err(|error| {
-                Complaint::new(thing, system_reason(&error), "give a path that can be written")
-            }),
+            Some(path) if !path.is_empty() => create(path, thing).map(SerialTarget::File),
             _ => Err(Complaint::new(thing, "unknown", "give stdio, null or file:PATH")),
         },
     }
+}
+
+pub(super) fn open_stats(target: &str) -> Result<StatsTarget, Complaint> {
+    let thing = format_args!("--stats {target}").to_string();
+    match (target, target.strip_prefix("file:")) {
+        ("stderr", _) => Ok(StatsTarget::Stderr),
+        (_, Some(path)) if !path.is_empty() => create(path, thing).map(StatsTarget::File),
+        _ => Err(Complaint::new(thing, "unknown", "give stderr or file:PATH")),
+    }
+}
+
+fn create(path: &str, thing: String) -> Result<File, Complaint> {
+    File::create(path)
+        .map_err(|error| Complaint::new(thing, system_reason(&error), "give a path that can be written"))
 }
 
 #[cfg(test)]

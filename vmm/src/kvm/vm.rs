@@ -78,6 +78,15 @@ impl Vm {
         cpuid::paging(self.cpuid.as_slice())
     }
 
+    /// Decides whether guests may run guests of their own, which is so at first if KVM nests. Says whether it is as
+    /// `wanted`.
+    pub(crate) fn set_nested(&mut self, wanted: bool) -> bool {
+        if !wanted {
+            cpuid::hide_virtualization(self.cpuid.as_mut_slice());
+        }
+        cpuid::has_virtualization(self.cpuid.as_slice()) == wanted
+    }
+
     /// Creates the CPU at `place`. With `entry` it starts there, otherwise it waits for its start-up interrupt
     /// (any but the first) or starts at the reset vector.
     ///

@@ -67,6 +67,20 @@ pub fn with_next_kernel(cache: &Cache, base: &Path, image: &Path) -> Result<Path
     Ok(target)
 }
 
+/// An initial file system made of `base` and svmm, for a guest that runs guests; returns its path.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn with_svmm(cache: &Cache, base: &Path, svmm: &Path) -> Result<PathBuf> {
+    let folder = cache.of_tree(&programs::workspace())?;
+    let (program, target) = (folder.join("host.svmm.cpio"), folder.join("host.cpio"));
+    let mut archive = Archive::new();
+    archive.host_file("/bin/svmm", svmm)?;
+    archive.write(&program)?;
+    join(&[base, &program], &target)?;
+    Ok(target)
+}
+
 /// Puts archives one after the other. Linux unpacks them in turn, each at a multiple of four bytes.
 fn join(parts: &[&Path], target: &Path) -> Result<()> {
     let mut bytes = Vec::new();

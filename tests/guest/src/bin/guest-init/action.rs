@@ -25,6 +25,10 @@ pub(crate) enum Action {
     Kexec,
     /// Go as far towards a hibernated machine as the kernel's test mode of this name does, and back; `disk`: hibernate.
     Hibernate(String),
+    /// Boot a guest inside: options of svmm and things to do in it.
+    Host(Vec<String>),
+    /// The same, and kill its svmm so many milliseconds after its program began.
+    KillHost(u64, Vec<String>),
     /// The command line holds something that is none of the above.
     Unknown(String),
 }
@@ -32,6 +36,11 @@ pub(crate) enum Action {
 /// The actions of a kernel command line: every `svmm.run=` in order. Pure.
 pub(crate) fn parse(command_line: &str) -> Vec<Action> {
     command_line.split_ascii_whitespace().filter_map(|word| word.strip_prefix("svmm.run=")).map(one).collect()
+}
+
+/// Parts of what an inner guest is to do.
+fn parts(argument: &str) -> Vec<String> {
+    argument.split(';').filter(|part| !part.is_empty()).map(str::to_owned).collect()
 }
 
 fn one(value: &str) -> Action {
@@ -50,6 +59,12 @@ fn one(value: &str) -> Action {
         ("kexec", "") => Action::Kexec,
         ("hibernate", mode @ ("devices" | "platform" | "processors" | "core" | "disk")) => {
             Action::Hibernate(mode.to_owned())
+        }
+        ("host", argument) => Action::Host(parts(argument)),
+        ("kill-host", argument) => {
+            let (milliseconds, rest) = argument.split_once(';').unwrap_or((argument, ""));
+            let killed = |milliseconds| Action::KillHost(milliseconds, parts(rest));
+            milliseconds.parse().map_or_else(|_| Action::Unknown(value.to_owned()), killed)
         }
         ("exit", status) => status.parse().map_or_else(|_| Action::Unknown(value.to_owned()), Action::Exit),
         _ => Action::Unknown(value.to_owned()),
@@ -72,7 +87,8 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        let run = |words: &[&str]| Action::Run(words.iter().map(|&word| word.to_owned()).collect());
+        let strings = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
+        let run = |words: &[&str]| Action::Run(strings(words));
         let rows: &[(&str, &str, Vec<Action>)] = &[
             ("nothing asked", "console=ttyS0 quiet", vec![]),
             ("a program", "a svmm.run=/bin/x b", vec![run(&["/bin/x"])]),
@@ -88,6 +104,9 @@ mod tests {
             ("another kernel", "svmm.run=@kexec", vec![Action::Kexec]),
             ("hibernation", "svmm.run=@hibernate:core", vec![Action::Hibernate("core".into())]),
             ("no test mode", "svmm.run=@hibernate:x", vec![Action::Unknown("@hibernate:x".into())]),
+            ("a host", "svmm.run=@host:--a=b,c;/x,y;", vec![Action::Host(strings(&["--a=b,c", "/x,y"]))]),
+            ("a host killed", "svmm.run=@kill-host:50;/x", vec![Action::KillHost(50, strings(&["/x"]))]),
+            ("killed when?", "svmm.run=@kill-host:/x", vec![Action::Unknown("@kill-host:/x".into())]),
             ("no status", "svmm.run=@exit:", vec![Action::Unknown("@exit:".into())]),
             ("a strange verb", "svmm.run=@dance", vec![Action::Unknown("@dance".into())]),
             ("an argument too many", "svmm.run=@panic:now", vec![Action::Unknown("@panic:now".into())]),

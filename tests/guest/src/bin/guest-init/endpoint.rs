@@ -1,4 +1,4 @@
-//! Gives the SVM endpoint to `uio_pci_generic_sva`, which has no id table of its own.
+//! Gives the SVM endpoint to a driver. `uio_pci_generic_sva` has no id table of its own, and `vfio-pci` none at all.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ const DRIVER: &str = "uio_pci_sva";
 const VENDOR: &str = "0x1af4";
 const DEVICE: &str = "0x10f0";
 
-/// Binds every SVM endpoint; returns one line per endpoint, to be printed.
-pub(crate) fn bind_all() -> Vec<String> {
+/// Binds every SVM endpoint by `bind`, which says what node it has become; returns one line per endpoint, to be printed.
+pub(crate) fn bind_all(bind: impl Fn(&Path) -> Result<PathBuf>) -> Vec<String> {
     let folders = fs::read_dir(DEVICES).into_iter().flatten().flatten();
     let endpoints = folders.map(|entry| entry.path()).filter(|path| is_endpoint(path));
     endpoints
@@ -29,7 +29,8 @@ fn is_endpoint(path: &Path) -> bool {
     has("vendor", VENDOR) && has("device", DEVICE)
 }
 
-fn bind(path: &Path) -> Result<PathBuf> {
+/// Gives an endpoint to `uio_pci_generic_sva`.
+pub(crate) fn give_to_uio(path: &Path) -> Result<PathBuf> {
     if !path.join("driver").exists() {
         fs::write(path.join("driver_override"), DRIVER).context("cannot set driver_override")?;
         fs::write("/sys/bus/pci/drivers_probe", name(path)).context("the driver refused")?;

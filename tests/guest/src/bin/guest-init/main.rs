@@ -15,16 +15,19 @@
 //! | `@kexec` | starts `/boot/bzImage` with `/boot/initrd` in place of the running kernel; `svmm.next=` becomes its `svmm.run=` |
 //! | `@hibernate:MODE` | suspends and resumes as `/sys/power/pm_test` has it: `devices`, `platform`, `processors`, `core` |
 //! | `@hibernate:disk` | hibernates to the first disk and powers off; a kernel with `resume=/dev/vda` goes on after it |
+//! | `@host:WORD;WORD` | runs `/bin/svmm` with `/boot/bzImage` and `/boot/initrd`; a WORD is an option of svmm, or a `svmm.run=` of the inner guest. Its lines come behind `inner\| ` |
+//! | `@kill-host:MS;WORD` | the same, and kills svmm MS milliseconds after the inner guest's program began |
 //!
 //! Without `svmm.run=`: a shell if the image holds one, else the selftest. With the word
 //! `svmm.verbose` kernel messages keep reaching the console while programs run; with `svmm.unbound` the endpoint
-//! is left without a driver.
+//! is left without a driver, with `svmm.vfio` it is given to `vfio-pci`.
 //! After programs have run, the relevant part of the kernel log stands between
 //! `guest-init: klog begin` and `guest-init: klog end`.
 #![deny(unsafe_code)]
 
 mod action;
 mod endpoint;
+mod host;
 mod kexec;
 mod klog;
 mod modules;
@@ -40,6 +43,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use guest::vfio::give_to_vfio;
 
 use action::Action;
 use sys::Ending;
@@ -68,10 +72,14 @@ fn main() {
     for line in modules::load_all() {
         println!("guest-init: module {line}");
     }
-    if !command_line.split_ascii_whitespace().any(|word| word == "svmm.unbound") {
-        for line in endpoint::bind_all() {
-            println!("guest-init: endpoint {line}");
-        }
+    let has = |wanted: &str| command_line.split_ascii_whitespace().any(|word| word == wanted);
+    let bound = match (has("svmm.unbound"), has("svmm.vfio")) {
+        (true, _) => Vec::new(),
+        (false, true) => endpoint::bind_all(give_to_vfio),
+        (false, false) => endpoint::bind_all(endpoint::give_to_uio),
+    };
+    for line in bound {
+        println!("guest-init: endpoint {line}");
     }
     let mut actions = action::parse(&command_line);
     if actions.is_empty() {
@@ -110,13 +118,15 @@ fn perform(actions: &[Action]) -> Option<u32> {
             Action::Sleep => sleep(),
             Action::Kexec => println!("guest-init: kexec: {:#}", power::take_over()),
             Action::Hibernate(mode) => note(power::hibernate(mode)),
+            Action::Host(words) => note(host::run(words, host::End::Natural)),
+            Action::KillHost(after, words) => note(host::run(words, host::End::Killed(*after))),
             Action::Unknown(word) => {
                 println!("guest-init: svmm.run={word} is not understood");
                 note(NOT_UNDERSTOOD);
             }
         }
     }
-    if actions.iter().any(|action| matches!(action, Action::Run(_))) {
+    if actions.iter().any(|action| matches!(action, Action::Run(_) | Action::Host(_))) {
         print_log(klog::relevant);
     }
     status

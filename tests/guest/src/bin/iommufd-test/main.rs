@@ -8,7 +8,6 @@
 
 mod bench;
 mod cases;
-mod driver;
 mod fault_queue;
 mod memory;
 mod rig;
@@ -44,7 +43,7 @@ fn main() -> ExitCode {
 fn run(options: &program::Options) -> Result<bool> {
     let Some(chosen) = options.choose(cases::all())? else { return Ok(true) };
     sys::lift_memory_lock().context("cannot lift the limit of locked memory")?;
-    let node = driver::give_to_vfio(&endpoint::find()?)?;
+    let node = guest::vfio::give_to_vfio(&endpoint::find()?)?;
     let asked = Rc::new(Cell::new(0));
     options.run("iommufd-test", &chosen, |case| work(&node, &asked, case), &|| Ok(asked.get()))
 }

@@ -11,7 +11,6 @@ use guest::endpoint::{self, BAR_BYTES, Counters, Queue, QueueSetup, Records, Reg
 use guest::suite::Skip;
 use guest::sys::{Bar, Mapping, PAGE_BYTES};
 
-use crate::driver;
 use crate::fault_queue::FaultQueue;
 use crate::memory::Memory;
 use crate::sys::{HwInfo, HwptKind, Id, Iommufd, Vfio, hwpt_flags};
@@ -206,7 +205,7 @@ fn bind(node: &Path, iommufd: &Iommufd) -> Result<Vfio> {
         Err(error) => error,
     };
     let about = || format!("cannot bind {}", node.display());
-    let interrupts = refused.raw_os_error() == Some(1) && driver::accept_unsafe_interrupts()?;
+    let interrupts = refused.raw_os_error() == Some(1) && guest::vfio::accept_unsafe_interrupts()?;
     ensure!(interrupts, "{}: {refused}", about());
     println!("# interrupts are not remapped; accepted");
     Vfio::bind(node, iommufd).with_context(about)

@@ -1,4 +1,4 @@
-//! Gives the endpoint to `vfio-pci`.
+//! Gives a PCI function to `vfio-pci`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,10 @@ const UNSAFE_INTERRUPTS: &str = "/sys/module/iommufd/parameters/allow_unsafe_int
 
 /// Takes the function away from its driver if it has another one, and gives it to `vfio-pci`; returns the
 /// device's node.
-pub(crate) fn give_to_vfio(folder: &Path) -> Result<PathBuf> {
+///
+/// # Errors
+/// A driver does not let go, or VFIO does not take it.
+pub fn give_to_vfio(folder: &Path) -> Result<PathBuf> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let driver = fs::read_link(folder.join("driver")).ok();
     let driver = driver.as_deref().and_then(Path::file_name);
@@ -30,7 +33,10 @@ pub(crate) fn give_to_vfio(folder: &Path) -> Result<PathBuf> {
 }
 
 /// Accepts that interrupts are not remapped; true if that was not accepted before.
-pub(crate) fn accept_unsafe_interrupts() -> Result<bool> {
+///
+/// # Errors
+/// The kernel has no iommufd.
+pub fn accept_unsafe_interrupts() -> Result<bool> {
     let before = fs::read_to_string(UNSAFE_INTERRUPTS).context(UNSAFE_INTERRUPTS)?;
     fs::write(UNSAFE_INTERRUPTS, "Y").context(UNSAFE_INTERRUPTS)?;
     Ok(before.trim() != "Y")

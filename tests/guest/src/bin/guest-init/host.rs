@@ -1,0 +1,151 @@
+//! This guest as the host of another: svmm, run inside, with a kernel and an initial file system of the image.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+
+/// What every inner guest's kernel is told, before the words of its own.
+const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=3 mitigations=off";
+/// Stands before each line that the inner guest and its svmm print.
+const MARK: &str = "inner| ";
+/// svmm's exit code for a guest program's status `n`, 1 to 63, is this plus `n`.
+const STATUS_BASE: u32 = 64;
+/// Added to svmm's own exit codes, so that they differ from a program's.
+const SVMM_BASE: u32 = 40;
+/// Status for an svmm that could not be started, or that ended before it was to be killed.
+const FAILED: u32 = 39;
+/// The inner guest's program is at work.
+const AT_WORK: &str = "TAP version";
+
+/// How an inner guest ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// By itself.
+    Natural,
+    /// Its svmm is killed so many milliseconds after its program began to work.
+    Killed(u64),
+}
+
+/// Boots an inner guest and waits for it. Of `words`, those that begin with `--` are options of svmm, the others are
+/// for the inner guest's `svmm.run=`. Returns the status of its program, or one that tells what svmm says.
+pub(crate) fn run(words: &[String], end: End) -> u32 {
+    let started = Instant::now();
+    let outcome = boot(words, end);
+    let milliseconds = started.elapsed().as_millis();
+    match outcome {
+        Ok(code) => {
+            println!("guest-init: inner svmm ended with {code:?} after {milliseconds} ms");
+            status(code, end)
+        }
+        Err(error) => {
+            println!("guest-init: inner svmm: {error:#}");
+            FAILED
+        }
+    }
+}
+
+/// The status for an exit code; `None` is a signal. Pure.
+fn status(code: Option<u32>, end: End) -> u32 {
+    match (code, end) {
+        (None, End::Killed(_)) | (Some(0), End::Natural) => 0,
+        (Some(code), End::Natural) if code > STATUS_BASE => code - STATUS_BASE,
+        (Some(code), End::Natural) => SVMM_BASE + code,
+        _ => FAILED,
+    }
+}
+
+fn boot(words: &[String], end: End) -> Result<Option<u32>> {
+    let mut child = Command::new("/bin/svmm")
+        .args(arguments(words))
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot start it")?;
+    let errors = child.stderr.take().context("no standard error")?;
+    let errors = thread::spawn(move || relay(errors, || ()));
+    let console = child.stdout.take().context("no standard output")?;
+    thread::scope(|scope| {
+        let (tell, told) = std::sync::mpsc::channel();
+        scope.spawn(move || relay(console, || _ = tell.send(())));
+        if let End::Killed(after) = end
+            && told.recv().is_ok()
+        {
+            thread::sleep(Duration::from_millis(after));
+            kill(&mut child);
+        }
+    });
+    let status = child.wait().context("cannot wait for it")?;
+    let _ = errors.join();
+    Ok(status.code().and_then(|code| u32::try_from(code).ok()))
+}
+
+fn kill(child: &mut Child) {
+    if let Err(error) = child.kill() {
+        println!("guest-init: inner svmm cannot be killed: {error}");
+    }
+}
+
+/// The arguments of svmm. Pure.
+fn arguments(words: &[String]) -> Vec<String> {
+    let mut line = COMMAND_LINE.to_owned();
+    let mut arguments: Vec<String> =
+        ["run", "--kernel", "/boot/bzImage", "--initrd", "/boot/initrd"].map(str::to_owned).into();
+    for word in words {
+        if word.starts_with("--") {
+            arguments.push(word.clone());
+        } else {
+            line.push_str(&format!(" svmm.run={word}"));
+        }
+    }
+    arguments.extend(["--cmdline".to_owned(), line]);
+    arguments
+}
+
+/// Prints every line behind the mark; calls `at_work` when the guest's program begins.
+fn relay(stream: impl Read, at_work: impl Fn()) {
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    while let Ok(1..) = stream.read_until(b'\n', &mut line) {
+        let text = String::from_utf8_lossy(&line);
+        println!("{MARK}{}", text.trim_end());
+        if text.starts_with(AT_WORK) {
+            at_work();
+        }
+        line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_go_to_svmm_and_the_rest_to_the_guest() {
+        let words = ["--vfio=0000:00:01.0,mode=shadow", "/bin/a,b", "@units", "--memory-mib=256"];
+        let arguments = arguments(&words.map(str::to_owned));
+        let end = ["--vfio=0000:00:01.0,mode=shadow", "--memory-mib=256", "--cmdline"];
+        assert_eq!(arguments[5..8], end);
+        assert!(arguments[8].ends_with(" svmm.run=/bin/a,b svmm.run=@units"), "{}", arguments[8]);
+    }
+
+    #[test]
+    fn what_svmm_says_becomes_a_status() {
+        let rows = [
+            ("well", Some(0), End::Natural, 0),
+            ("a program failed", Some(65), End::Natural, 1),
+            ("KVM failed", Some(1), End::Natural, 41),
+            ("status without a number", Some(64), End::Natural, 104),
+            ("killed from elsewhere", None, End::Natural, FAILED),
+            ("killed as wanted", None, End::Killed(0), 0),
+            ("too late to kill", Some(0), End::Killed(0), FAILED),
+        ];
+        for (name, code, end, expected) in rows {
+            assert_eq!(status(code, end), expected, "{name}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! A kernel asked through another, and everything counted: what a guest costs its host, for operators, and for tests
+//! that compare it with what the guest's IOMMU and the host's were asked to do.
+
+mod times;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use iommu_core::sync::Mutex;
+use iommu_core::{IovaRange, Permissions};
+use serde::Serialize;
+use zerocopy::FromBytes as _;
+
+use crate::kernel::{
+    ContainerFile, DeviceFile, Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial,
+    Result,
+};
+use crate::memory::HostRange;
+use crate::sys::uapi::{FaultRecord, FaultResponse};
+use times::Times;
+
+pub use times::Percentiles;
+
+/// What was asked of the host since the meter was made.
+///
+/// Calls are counted whether they succeed or not, records and answers if they do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct MeterReading {
+    /// Ranges of memory mapped, into an address space or a container.
+    pub maps: u64,
+    /// Mappings copied from one address space to another.
+    pub copies: u64,
+    /// Ranges unmapped.
+    pub unmaps: u64,
+    /// Page tables made, the parents of nested ones among them.
+    pub tables_made: u64,
+    /// Attachments of a device, or of a PASID of one, to a table.
+    pub attachments: u64,
+    /// Detachments.
+    pub detachments: u64,
+    /// Calls that invalidate in a nested table.
+    pub invalidate_calls: u64,
+    /// Ranges that those calls named.
+    pub invalidate_entries: u64,
+    /// Reads of fault queues, also those that found nothing.
+    pub fault_reads: u64,
+    /// Page requests that were read.
+    pub page_requests: u64,
+    /// Groups of page requests that were read to their ends.
+    pub page_request_groups: u64,
+    /// Writes to fault queues.
+    pub fault_writes: u64,
+    /// Answers that the host took.
+    pub page_group_responses: u64,
+    /// How long invalidating calls took.
+    pub invalidate_times: Percentiles,
+    /// From the moment a group was read to that when its answer was taken.
+    pub page_request_times: Percentiles,
+}
+
+#[derive(Default)]
+struct Meter {
+    maps: AtomicU64,
+    copies: AtomicU64,
+    unmaps: AtomicU64,
+    tables_made: AtomicU64,
+    attachments: AtomicU64,
+    detachments: AtomicU64,
+    invalidate_calls: AtomicU64,
+    invalidate_entries: AtomicU64,
+    fault_reads: AtomicU64,
+    page_requests: AtomicU64,
+    page_request_groups: AtomicU64,
+    fault_writes: AtomicU64,
+    page_group_responses: AtomicU64,
+    invalidate_times: Times,
+    page_request_times: Times,
+    /// When groups without answer were read, by cookie. The host gives a cookie again only after the group's end, so
+    /// there are not more than it has groups under way at once.
+    read_at: Mutex<HashMap<(ObjectId, u32), Instant>>,
+}
+
+fn add(counter: &AtomicU64, number: usize) {
+    counter.fetch_add(number as u64, Ordering::Relaxed);
+}
+
+/// A kernel, and what is asked of it.
+#[derive(Clone)]
+pub struct Metered {
+    kernel: Arc<dyn Kernel>,
+    meter: Arc<Meter>,
+}
+
+impl Metered {
+    /// Counts what `kernel` is asked from here on.
+    #[must_use]
+    pub fn new(kernel: Arc<dyn Kernel>) -> Self {
+        Self { kernel, meter: Arc::default() }
+    }
+
+    /// Counts what a device is asked, too.
+    #[must_use]
+    pub fn device(&self, file: Box<dyn DeviceFile>) -> Box<dyn DeviceFile> {
+        Box::new(MeteredDevice { file, meter: self.meter.clone() })
+    }
+
+    /// Counts what a container is asked, too.
+    #[must_use]
+    pub fn container(&self, file: Box<dyn ContainerFile>) -> Box<dyn ContainerFile> {
+        Box::new(MeteredContainer { file, meter: self.meter.clone() })
+    }
+
+    /// The numbers. While the host is being asked, they are not of one moment.
+    #[must_use]
+    pub fn read(&self) -> MeterReading {
+        let meter = &*self.meter;
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        MeterReading {
+            maps: of(&meter.maps),
+            copies: of(&meter.copies),
+            unmaps: of(&meter.unmaps),
+            tables_made: of(&meter.tables_made),
+            attachments: of(&meter.attachments),
+            detachments: of(&meter.detachments),
+            invalidate_calls: of(&meter.invalidate_calls),
+            invalidate_entries: of(&meter.invalidate_entries),
+            fault_reads: of(&meter.fault_reads),
+            page_requests: of(&meter.page_requests),
+            page_request_groups: of(&meter.page_request_groups),
+            fault_writes: of(&meter.fault_writes),
+            page_group_responses: of(&meter.page_group_responses),
+            invalidate_times: meter.invalidate_times.percentiles(),
+            page_request_times: meter.page_request_times.percentiles(),
+        }
+    }
+}
+
+impl Kernel for Metered {
+    fn destroy(&self, object: ObjectId) -> Result<()> {
+        self.kernel.destroy(object)
+    }
+
+    fn ioas_alloc(&self) -> Result<ObjectId> {
+        self.kernel.ioas_alloc()
+    }
+
+    fn ioas_map(
+        &self,
+        ioas: ObjectId,
+        iova: u64,
+        memory: &HostRange,
+        permissions: Permissions,
+    ) -> Result<()> {
+        add(&self.meter.maps, 1);
+        self.kernel.ioas_map(ioas, iova, memory, permissions)
+    }
+
+    fn ioas_copy(&self, copy: &IoasCopy) -> Result<()> {
+        add(&self.meter.copies, 1);
+        self.kernel.ioas_copy(copy)
+    }
+
+    fn ioas_iova_ranges(&self, ioas: ObjectId) -> Result<Vec<IovaRange>> {
+        self.kernel.ioas_iova_ranges(ioas)
+    }
+
+    fn ioas_unmap(&self, ioas: ObjectId, range: IovaRange) -> Result<()> {
+        add(&self.meter.unmaps, 1);
+        self.kernel.ioas_unmap(ioas, range)
+    }
+
+    fn hw_info(&self, device: ObjectId) -> Result<HwInfo> {
+        self.kernel.hw_info(device)
+    }
+
+    fn hwpt_alloc(&self, request: &HwptAlloc<'_>) -> Result<ObjectId> {
+        add(&self.meter.tables_made, 1);
+        self.kernel.hwpt_alloc(request)
+    }
+
+    fn hwpt_invalidate(&self, hwpt: ObjectId, entries: &Entries<'_>) -> std::result::Result<(), Partial> {
+        let meter = &*self.meter;
+        add(&meter.invalidate_calls, 1);
+        add(&meter.invalidate_entries, entries.bytes.len() / entries.entry_len.max(1));
+        let start = Instant::now();
+        let result = self.kernel.hwpt_invalidate(hwpt, entries);
+        meter.invalidate_times.note(start.elapsed());
+        result
+    }
+
+    fn fault_queue_alloc(&self) -> Result<(ObjectId, Box<dyn FaultFile>)> {
+        let (queue, file) = self.kernel.fault_queue_alloc()?;
+        Ok((queue, Box::new(MeteredFaults { file, queue, meter: self.meter.clone() })))
+    }
+}
+
+struct MeteredFaults {
+    file: Box<dyn FaultFile>,
+    queue: ObjectId,
+    meter: Arc<Meter>,
+}
+
+impl AsFd for MeteredFaults {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl FaultFile for MeteredFaults {
+    fn read(&self, buffer: &mut [u8]) -> Result<usize> {
+        let meter = &*self.meter;
+        add(&meter.fault_reads, 1);
+        let len = self.file.read(buffer)?;
+        let records = buffer.get(..len).unwrap_or_default().chunks_exact(FaultRecord::BYTES);
+        let now = Instant::now();
+        for record in records.filter_map(|bytes| FaultRecord::read_from_bytes(bytes).ok()) {
+            add(&meter.page_requests, 1);
+            if record.flags & FaultRecord::LAST_PAGE != 0 {
+                add(&meter.page_request_groups, 1);
+                meter.read_at.lock().insert((self.queue, record.cookie), now);
+            }
+        }
+        Ok(len)
+    }
+
+    fn write(&self, responses: &[u8]) -> Result<usize> {
+        let meter = &*self.meter;
+        add(&meter.fault_writes, 1);
+        // Before: once it is answered, the cookie may be given again.
+        let cookies = responses.chunks_exact(FaultResponse::BYTES);
+        let cookies = cookies.filter_map(|bytes| FaultResponse::read_from_bytes(bytes).ok());
+        let starts: Vec<_> =
+            cookies.map(|response| meter.read_at.lock().remove(&(self.queue, response.cookie))).collect();
+        let len = self.file.write(responses)?;
+        let taken = len / FaultResponse::BYTES;
+        add(&meter.page_group_responses, taken);
+        for start in starts.into_iter().take(taken).flatten() {
+            meter.page_request_times.note(start.elapsed());
+        }
+        Ok(len)
+    }
+}
+
+struct MeteredDevice {
+    file: Box<dyn DeviceFile>,
+    meter: Arc<Meter>,
+}
+
+impl DeviceFile for MeteredDevice {
+    fn bind(&self) -> Result<ObjectId> {
+        self.file.bind()
+    }
+
+    fn attach(&self, pasid: Option<u32>, table: ObjectId) -> Result<()> {
+        add(&self.meter.attachments, 1);
+        self.file.attach(pasid, table)
+    }
+
+    fn detach(&self, pasid: Option<u32>) -> Result<()> {
+        add(&self.meter.detachments, 1);
+        self.file.detach(pasid)
+    }
+
+    fn config_read(&self, offset: u16, buffer: &mut [u8]) -> Result<()> {
+        self.file.config_read(offset, buffer)
+    }
+}
+
+struct MeteredContainer {
+    file: Box<dyn ContainerFile>,
+    meter: Arc<Meter>,
+}
+
+impl ContainerFile for MeteredContainer {
+    fn map(&self, iova: u64, memory: &HostRange, permissions: Permissions) -> Result<()> {
+        add(&self.meter.maps, 1);
+        self.file.map(iova, memory, permissions)
+    }
+
+    fn unmap(&self, range: IovaRange) -> Result<()> {
+        add(&self.meter.unmaps, 1);
+        self.file.unmap(range)
+    }
+
+    fn iova_ranges(&self) -> Result<Vec<IovaRange>> {
+        self.file.iova_ranges()
+    }
+}

@@ -1,0 +1,200 @@
+//! Which way devices go, by what the host has.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod common;
+
+use std::cell::Cell;
+use std::sync::Arc;
+
+use common::shadow::{GuestTables, errno, ram, second};
+use common::{PASS, check_nothing_left, first, source};
+use iommu_core::{HostError, Permissions, SourceId};
+use rustix::io::Errno;
+use vfio_bridge::choice::{Choice, Doors, Wanted, Way};
+use vfio_bridge::kernel::{ContainerFile, DeviceFile, HwInfo, Kernel};
+use vfio_bridge::sys::{Cdev, Iommufd};
+use vfio_bridge::testkit::{Call, FULL_INFO, Failure, FakeKernel, config_space};
+use vfio_bridge::{Bridge, choose};
+
+/// A host of which parts may be missing.
+struct Host {
+    kernel: FakeKernel,
+    /// `/dev/iommu` opens.
+    iommufd: bool,
+    /// So many devices have a character device.
+    cdevs: usize,
+    opened: Cell<usize>,
+    /// The second device has no PASIDs.
+    poor: bool,
+    groups: bool,
+}
+
+impl Host {
+    fn full() -> Self {
+        let kernel = FakeKernel::new();
+        Self { kernel, iommufd: true, cdevs: 2, opened: Cell::new(0), poor: false, groups: true }
+    }
+
+    fn choose(&self, wanted: Wanted) -> Result<Choice, HostError> {
+        choose(wanted, &[source(0), source(1)], self, None)
+    }
+}
+
+fn missing(operation: &'static str) -> HostError {
+    HostError { operation, object: "nowhere".to_owned(), still_bound: false, source: Errno::NOENT.into() }
+}
+
+impl Doors for Host {
+    fn iommufd(&self) -> Result<Arc<dyn Kernel>, HostError> {
+        if self.iommufd { Ok(Arc::new(self.kernel.clone())) } else { Err(missing("open")) }
+    }
+
+    fn device(&self, _: SourceId) -> Result<Box<dyn DeviceFile>, HostError> {
+        let number = self.opened.get();
+        if number >= self.cdevs {
+            let null = Iommufd::from_fd(std::fs::File::open("/dev/null").unwrap().into());
+            return Err(Cdev::open("/nowhere".as_ref(), &null).err().unwrap());
+        }
+        self.opened.set(number + 1);
+        let max_pasid_log2 = if self.poor && number == 1 { 0 } else { FULL_INFO.max_pasid_log2 };
+        let info = HwInfo { max_pasid_log2, ..FULL_INFO };
+        Ok(Box::new(self.kernel.add_device_with(0, info, config_space(true, true))))
+    }
+
+    fn container(&self, _: SourceId) -> Result<Box<dyn ContainerFile>, HostError> {
+        if self.groups { Ok(Box::new(self.kernel.open_container())) } else { Err(missing("open a group")) }
+    }
+}
+
+/// (what the host is like, what is wanted, which way or the errno, and what the reason holds).
+#[test]
+fn the_best_way_is_taken() {
+    let poor = || Host { poor: true, ..Host::full() };
+    let old = || {
+        let host = Host::full();
+        host.kernel.without_pasid();
+        host
+    };
+    let flat = || {
+        let host = Host::full();
+        host.kernel.without_nesting();
+        host
+    };
+    let no_cdev = || Host { cdevs: 1, ..Host::full() };
+    let ancient = || Host { iommufd: false, ..Host::full() };
+    let bare = || Host { groups: false, ..ancient() };
+    use Wanted::{Auto, Container, Nested, Shadow};
+    let rows = [
+        (Host::full(), Auto, Ok(Way::Nested), "all it takes"),
+        (Host::full(), Nested, Ok(Way::Nested), ""),
+        (Host::full(), Shadow, Ok(Way::Shadow), "asked"),
+        (Host::full(), Container, Ok(Way::Container), "asked"),
+        (poor(), Auto, Ok(Way::NestedWithoutPasid), "device 00:02.0: device: no PASID capability"),
+        (old(), Auto, Ok(Way::NestedWithoutPasid), "needs Linux 6.15"),
+        (flat(), Auto, Ok(Way::Shadow), "device 00:01.0: kernel: scalable mode is off"),
+        (flat(), Nested, Err(Errno::OPNOTSUPP), "scalable mode is off"),
+        (no_cdev(), Auto, Ok(Way::Container), "open a device on /nowhere failed (No such file"),
+        (no_cdev(), Shadow, Err(Errno::NOENT), "open a device"),
+        (ancient(), Auto, Ok(Way::Container), "open on nowhere failed"),
+        (ancient(), Nested, Err(Errno::NOENT), ""),
+        (bare(), Auto, Err(Errno::NOENT), "open a group"),
+    ];
+    for (number, (host, wanted, expected, reason)) in rows.into_iter().enumerate() {
+        let chosen = host.choose(wanted);
+        let name = format!("row {number}, {wanted:?}");
+        match &chosen {
+            Ok(choice) => {
+                assert_eq!(Ok(choice.way), expected, "{name}");
+                assert!(choice.to_string().contains(reason), "{name}: {choice}");
+                assert_eq!(choice.offers.len(), 2, "{name}");
+                choice.bridge.set_mappings(Arc::new(GuestTables::default()));
+                choice.bridge.add_memory(&ram()).unwrap();
+                let domain = match choice.way {
+                    Way::Nested | Way::NestedWithoutPasid => first(1, 0x1000),
+                    Way::Shadow | Way::Container => second(1, 0x1000),
+                };
+                choice.bridge.iommu().set_domain(source(1), None, &domain).unwrap();
+                choice.bridge.remove_device(source(0));
+                let polls = matches!(choice.bridge, Bridge::Nested(_));
+                assert_eq!(choice.bridge.fault_queue().is_some(), polls, "{name}");
+            }
+            Err(error) => {
+                assert_eq!(Err(errno(error).unwrap()), expected, "{name}");
+                assert!(error.to_string().contains(reason), "{name}: {error}");
+            }
+        }
+        drop(chosen);
+        check_nothing_left(&host.kernel);
+    }
+}
+
+/// A device that is in use is not there in another way either: the user hears why.
+#[test]
+fn a_device_that_cannot_be_had_is_no_reason_for_another_way() {
+    for call in [Call::Bind, Call::HwInfo, Call::IoasAlloc] {
+        let host = Host::full();
+        host.kernel.fail(Failure::always(call, Errno::BUSY));
+        let error = host.choose(Wanted::Auto).err().unwrap();
+        assert_eq!(errno(&error), Some(Errno::BUSY), "{error}");
+        assert_eq!(host.kernel.count(Call::ContainerInfo), 0);
+        check_nothing_left(&host.kernel);
+    }
+}
+
+/// A guest with two units. Memory is mapped, pinned and charged once, whatever the ways; and reached by both.
+#[test]
+fn units_share_memory_where_they_can() {
+    let rows = [
+        (Wanted::Nested, Wanted::Nested, true),
+        (Wanted::Nested, Wanted::Shadow, true),
+        (Wanted::Shadow, Wanted::Nested, true),
+        (Wanted::Shadow, Wanted::Shadow, true),
+        (Wanted::Shadow, Wanted::Container, false),
+        (Wanted::Container, Wanted::Shadow, false),
+    ];
+    for (first, second, shared) in rows {
+        let host = Host { cdevs: 4, ..Host::full() };
+        let one = host.choose(first).unwrap();
+        assert!(!one.has_memory);
+        one.bridge.add_memory(&ram()).unwrap();
+        let two = choose(second, &[source(0)], &host, Some(&one.bridge)).unwrap();
+        assert_eq!(two.has_memory, shared, "{first:?} {second:?}");
+        if !shared {
+            two.bridge.add_memory(&ram()).unwrap();
+        }
+        for choice in [&one, &two] {
+            choice.bridge.iommu().set_domain(source(0), None, &PASS).unwrap();
+        }
+        let device = if first == Wanted::Container { 0 } else { 2 };
+        let reached = match second {
+            Wanted::Container => host.kernel.contained(0, 0x1000),
+            _ => host.kernel.lookup(device, 0x1000),
+        };
+        assert!(reached.is_some(), "{first:?} {second:?}");
+        if second == Wanted::Shadow {
+            let tables = GuestTables::default();
+            tables.map(1, 0x5000, 12, (0x3000, Permissions::READ_WRITE));
+            two.bridge.set_mappings(Arc::new(tables));
+            two.bridge.iommu().set_domain(source(0), None, &common::shadow::second(1, 0)).unwrap();
+            assert!(host.kernel.lookup(device, 0x5000).is_some());
+        }
+        drop((one, two));
+        check_nothing_left(&host.kernel);
+    }
+}
+
+#[test]
+fn ways_have_names() {
+    let rows = [
+        ("auto", Wanted::Auto),
+        ("nested", Wanted::Nested),
+        ("shadow", Wanted::Shadow),
+        ("container", Wanted::Container),
+    ];
+    for (name, wanted) in rows {
+        assert_eq!(name.parse(), Ok(wanted));
+    }
+    let error = "Nested".parse::<Wanted>().unwrap_err();
+    assert_eq!(error.to_string(), "auto, nested, shadow or container");
+}
