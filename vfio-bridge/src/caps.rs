@@ -232,6 +232,10 @@ pub struct Offer {
     pub extended_accessed: bool,
     /// Tables may ask for write protection of supervisor writes.
     pub write_protect: bool,
+    /// The device may send requests for execution with a PASID.
+    pub execute: bool,
+    /// The device may send privileged requests with a PASID.
+    pub privileged: bool,
     /// What is not there, in the order of [`Feature`].
     pub missing: Vec<Missing>,
 }
@@ -279,6 +283,8 @@ impl Offer {
             capabilities,
             extended_accessed: nested && has(Feature::ExtendedAccessed),
             write_protect: nested && has(Feature::WriteProtect),
+            execute: has(Feature::Pasid) && findings.info.capabilities & capability::PASID_EXEC != 0,
+            privileged: has(Feature::Pasid) && findings.info.capabilities & capability::PASID_PRIV != 0,
             missing,
         }
     }
@@ -298,6 +304,8 @@ impl Offer {
             },
             extended_accessed: false,
             write_protect: false,
+            execute: false,
+            privileged: false,
             missing: NOT_IN_SHADOW.iter().map(missing).collect(),
         }
     }

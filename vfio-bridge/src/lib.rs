@@ -25,7 +25,8 @@
 //! | [`advice`] | what a user can do about an error |
 //! | `bindings` | what every (device, PASID) is bound to |
 //! | [`backend`] | [`NestedIommu`]: all of it together, and the lock order |
-//! | [`memory`] | guest memory as the host is told of it |
+//! | [`memory`] | guest memory as the host is told of it, and a device's as the guest is |
+//! | [`function`], [`function_file`] | an assigned PCI function, and what it needs of the kernel |
 //! | [`meter`] | what the kernel is asked, counted |
 //!
 //! # When something fails
@@ -37,8 +38,7 @@
 //!
 //! # What it does not do
 //!
-//! Second stages of the guest's own (the host has no way to compose them), the functions themselves
-//! (configuration space, BARs, interrupts), hosts that cannot nest. Unrecoverable DMA faults stay with the host:
+//! Second stages of the guest's own (the host has no way to compose them), hosts that cannot nest. Unrecoverable DMA faults stay with the host:
 //! for VT-d its interface reports none.
 #![deny(unsafe_code)]
 
@@ -50,6 +50,8 @@ pub mod choice;
 pub mod container;
 mod device;
 pub mod fault_queue;
+pub mod function;
+pub mod function_file;
 mod hwpt;
 mod invalidate;
 pub mod ioas;

@@ -99,6 +99,38 @@ pub(crate) fn parts_in_memory(
     }
 }
 
+/// Memory of a device, mapped into this process for a guest to see, for as long as this lives.
+pub struct DeviceMemory {
+    host_address: u64,
+    len_bytes: u64,
+    _mapping: Box<dyn Send + Sync>,
+}
+
+impl DeviceMemory {
+    /// For who mapped it: `mapping` keeps it so.
+    pub(crate) fn new(host_address: u64, len_bytes: u64, mapping: Box<dyn Send + Sync>) -> Self {
+        Self { host_address, len_bytes, _mapping: mapping }
+    }
+
+    /// The first byte's address in this process.
+    #[must_use]
+    pub fn host_address(&self) -> u64 {
+        self.host_address
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+}
+
+impl fmt::Debug for DeviceMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x} bytes of a device", self.len_bytes)
+    }
+}
+
 impl fmt::Debug for HostRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "guest memory {:#x}-{:#x}", self.guest.start(), self.guest.last())

@@ -101,6 +101,14 @@ pub(crate) struct RunArgs {
     /// May be given up to 15 times
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) svm: Vec<String>,
+    /// Assign a device of the host's that is bound to vfio-pci: its PCI address, its file below /dev/vfio/devices, or
+    /// fd=N of that file, open; then its options: id=NAME, and those of all devices. Without iommu=ID, such devices
+    /// have a unit of their own, of the full profile as far as the host goes along. May be given several times
+    #[arg(long, value_name = "DEVICE[,OPTION...]")]
+    pub(crate) vfio: Vec<String>,
+    /// The open /dev/iommu, if svmm itself may not open it: fd=N
+    #[arg(long, value_name = "FD")]
+    pub(crate) iommufd: Option<String>,
     /// Add a virtio disk: the path of a file or block device, then its options: readonly, id=NAME, and those of all
     /// devices. May be given up to 16 times; the file is locked while the guest runs
     #[arg(long = "disk", value_name = "PATH[,OPTION...]")]

@@ -6,6 +6,7 @@ mod files;
 mod namespace;
 mod svm;
 mod units;
+pub(crate) mod vfio;
 
 use crate::cli::RunArgs;
 use crate::cpus::Cpus;
@@ -16,6 +17,7 @@ pub(crate) use disk::DiskFile;
 pub(crate) use files::{Initrd, Kernel, KernelFormat, SerialTarget, StatsTarget};
 pub(crate) use svm::SvmSpec;
 pub(crate) use units::{Placement, UnitSpec};
+pub(crate) use vfio::{Named, VfioSpec};
 
 /// vCPUs at most: APIC ids stay below 255, and the 8-bit fields of CPUID hold their number.
 pub(crate) const MAX_CPUS: u32 = 64;
@@ -44,6 +46,10 @@ pub(crate) struct Config {
     pub(crate) units: Vec<UnitSpec>,
     /// SVM endpoints, at most [`crate::layout::slot::MAX_ENDPOINTS`].
     pub(crate) svm: Vec<SvmSpec>,
+    /// Assigned devices; together with the endpoints, at most that many.
+    pub(crate) vfio: Vec<VfioSpec>,
+    /// The number of an open `/dev/iommu`, if it is not to be opened.
+    pub(crate) iommufd: Option<std::os::fd::RawFd>,
     /// Disks, at most [`crate::layout::slot::MAX_DISKS`].
     pub(crate) disks: Vec<DiskFile>,
     /// DMA engines that are no PCI functions, at most [`crate::layout::MAX_DMA_ENGINES`].
@@ -63,11 +69,15 @@ impl TryFrom<RunArgs> for Config {
 
     fn try_from(args: RunArgs) -> Result<Self, Complaint> {
         let kernel = files::open_kernel(&args.kernel)?;
-        let units = units::parse_all(&args.iommu)?;
+        let mut units = units::parse_all(&args.iommu)?;
+        let vfio = vfio::parse_all(&args.vfio, &mut units)?;
+        vfio::check_room(args.svm.len(), vfio.len())?;
         let config = Self {
             cpus: check_cpus(args.cpus, args.apic_id_step)?,
             memory_bytes: check_memory(args.memory_mib)?,
             svm: svm::parse_all(&args.svm, &units)?,
+            vfio,
+            iommufd: args.iommufd.as_deref().map(vfio::parse_iommufd).transpose()?,
             disks: disk::open_all(&args.disks, &units)?,
             namespace: namespace::parse_all(&args.acpi_dma, &units)?,
             units,
@@ -89,7 +99,8 @@ impl Config {
     fn placements(&self) -> impl Iterator<Item = Placement> {
         let svm = self.svm.iter().map(|endpoint| endpoint.placement);
         let disks = self.disks.iter().map(|disk| disk.placement);
-        svm.chain(disks).chain(self.namespace.iter().copied())
+        let vfio = self.vfio.iter().map(|device| device.placement);
+        svm.chain(vfio).chain(disks).chain(self.namespace.iter().copied())
     }
 
     fn check_placements(&self) -> Result<(), Complaint> {

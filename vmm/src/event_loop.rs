@@ -11,6 +11,7 @@ use vmm_sys_util::signal::register_signal_handler;
 
 use crate::outcome::{Ending, Outcome};
 use crate::terminal::{Escapes, Key};
+use crate::vfio::served::Served;
 
 /// Takes bytes from the front; how many.
 pub(crate) type Enqueue = Box<dyn FnMut(&[u8]) -> usize + Send>;
@@ -67,7 +68,11 @@ const TYPE_AHEAD: usize = 4096;
 ///
 /// # Errors
 /// The host cannot wait for events.
-pub(crate) fn run(ending: &Arc<Ending>, keyboard: Option<Keyboard>) -> Result<Outcome, Error> {
+pub(crate) fn run(
+    ending: &Arc<Ending>,
+    keyboard: Option<Keyboard>,
+    served: Vec<Served>,
+) -> Result<Outcome, Error> {
     let mut manager = EventManager::<Subscriber>::new()?;
     manager.add_subscriber(Subscriber::End(ending.clone()));
     if SIGNALLED.get().is_some() {
@@ -77,6 +82,9 @@ pub(crate) fn run(ending: &Arc<Ending>, keyboard: Option<Keyboard>) -> Result<Ou
         let (escapes, waiting) = (Escapes::default(), VecDeque::new());
         let input = Input { keyboard, escapes, waiting, ending: ending.clone() };
         manager.add_subscriber(Subscriber::Input(input));
+    }
+    for it in served {
+        manager.add_subscriber(Subscriber::Served(it));
     }
     loop {
         if let Some(outcome) = ending.outcome() {
@@ -95,6 +103,7 @@ enum Subscriber {
     End(Arc<Ending>),
     Signals(Arc<Ending>),
     Input(Input),
+    Served(Served),
 }
 
 impl MutEventSubscriber for Subscriber {
@@ -107,6 +116,11 @@ impl MutEventSubscriber for Subscriber {
                 // Fails only if somebody else took the count, and nobody does.
                 let _ = input.keyboard.room.read();
                 input.offer();
+            }
+            Self::Served(it) => {
+                if !it.serve() {
+                    let _ = ops.remove(events);
+                }
             }
             Self::Input(input) => {
                 if !input.read() {
@@ -124,6 +138,7 @@ impl MutEventSubscriber for Subscriber {
                 Some(event) => ops.add(Events::new(event, EventSet::IN)),
                 None => Ok(()),
             },
+            Self::Served(it) => ops.add(Events::new(it, EventSet::IN)),
             Self::Input(input) => ops
                 .add(Events::new(&*input.keyboard.room, EventSet::IN))
                 .and_then(|()| ops.add(Events::new(&stdin(), EventSet::IN))),
@@ -184,7 +199,7 @@ mod tests {
         let ending = Arc::new(Ending::new().unwrap());
         let other = ending.clone();
         let thread = std::thread::spawn(move || other.request(Outcome::Status(3)));
-        assert_eq!(run(&ending, None).unwrap(), Outcome::Status(3));
+        assert_eq!(run(&ending, None, vec![]).unwrap(), Outcome::Status(3));
         thread.join().unwrap();
     }
 }

@@ -27,7 +27,10 @@ use crate::config::{Complaint, Config, DiskFile, Placement, SerialTarget, StatsT
 use crate::cpus::Cpus;
 use crate::event_loop::{self, Keyboard};
 use crate::kvm::irq::{IoapicRoutes, KvmMsi};
+use crate::kvm::routing::Routing;
+use crate::kvm::slots::KvmSlots;
 use crate::kvm::vcpu::{Exits, Vcpus};
+use crate::kvm::vfio::KvmVfio;
 use crate::kvm::vm::Vm;
 use crate::layout::{
     DMA_ENGINES, ECAM, HIGH_RAM_START, IOAPIC, LOW_RAM_LIMIT, PCI_MMIO32, gsi, port, requester, slot,
@@ -37,6 +40,9 @@ use crate::outcome::{Ending, Outcome};
 use crate::stats::Stats;
 use crate::terminal::RawTerminal;
 use crate::units::{Surroundings, Units};
+use crate::vfio::connect::Connector;
+use crate::vfio::open::{self, Devices, Opener};
+use crate::vfio::served::Served;
 use crate::{acpi, start_report};
 
 /// A machine that is ready to run.
@@ -45,6 +51,8 @@ pub(crate) struct Machine {
     exits: Arc<Exits>,
     ending: Arc<Ending>,
     keyboard: Option<Keyboard>,
+    /// What the event loop does for assigned devices.
+    served: Vec<Served>,
     stats: Option<(Stats, StatsTarget)>,
     /// Declared last: it goes after everything that lives in it.
     _vm: Vm,
@@ -68,18 +76,21 @@ impl Machine {
         check_ids(config.cpus, kvm.get_max_vcpu_id())?;
         let ending = Ending::new().map_err(|error| host_refused("an event", &error))?;
         let ending = Arc::new(ending);
+        let devices = open_devices(&mut config, &vm, &ram)?;
         let around = Surroundings {
             ram: ram.clone(),
             memory_bytes: config.memory_bytes,
             physical_bits: vm.physical_bits(),
             paging: vm.paging(),
             direct: Arc::new(KvmMsi::new(vm.fd().clone())),
+            hosts: (0..config.units.len()).map(|unit| devices.capabilities(unit)).collect(),
         };
         let units = Units::new(std::mem::take(&mut config.units), around);
         let mut wiring = Wiring::new(&vm, units.map_err(|error| impossible(&error))?, ending.clone());
         let keyboard = wiring.add_serial(std::mem::replace(&mut config.serial, SerialTarget::Null))?;
         wiring.add_platform(config.exit_port)?;
         let mut root = wiring.pci_root(&config.svm)?;
+        let served = wiring.add_devices(&mut root, devices, &vm)?;
         wiring.add_disks(&mut root, std::mem::take(&mut config.disks))?;
         wiring.add_pci(root)?;
         wiring.add_dma_engines(&config.namespace)?;
@@ -94,7 +105,7 @@ impl Machine {
             })
             .collect::<Result<_, _>>()
             .map_err(|error| kvm_refused(&error))?;
-        Ok(Self { cpus, exits, ending, keyboard, stats, _vm: vm })
+        Ok(Self { cpus, exits, ending, keyboard, served, stats, _vm: vm })
     }
 
     /// Runs it until it ends. `start` is when this process started, for the log.
@@ -105,14 +116,25 @@ impl Machine {
         let _terminal = self.keyboard.is_some().then(RawTerminal::enter);
         let vcpus = Vcpus::start(self.cpus, &self.exits, move || start_report::log(start))
             .map_err(|error| kvm_refused(&error))?;
-        let outcome =
-            event_loop::run(&self.ending, self.keyboard).map_err(|error| host_refused("events", &error));
+        let outcome = event_loop::run(&self.ending, self.keyboard, self.served);
+        let outcome = outcome.map_err(|error| host_refused("events", &error));
         drop(vcpus);
         if let Some((stats, target)) = self.stats {
             stats.tell(target);
         }
         outcome
     }
+}
+
+/// The assigned devices, bound and blocked.
+fn open_devices(config: &mut Config, vm: &Vm, ram: &GuestRam) -> Result<Devices, Complaint> {
+    let specs = std::mem::take(&mut config.vfio);
+    if specs.is_empty() {
+        return Ok(Devices::default());
+    }
+    let first_slot = open::first_slot(config.svm.len());
+    let kvm = KvmVfio::new(vm.fd());
+    Devices::open(specs, &Opener { iommufd: config.iommufd, first_slot, ram, kvm: &kvm })
 }
 
 fn kvm_refused(error: &crate::kvm::Error) -> Complaint {
@@ -189,6 +211,7 @@ struct Wiring {
     ports: Bus,
     ioapic: Arc<IoApic>,
     routes: Arc<IoapicRoutes>,
+    routing: Arc<Routing>,
     units: Units,
     events: MachineEvents,
     ending: Arc<Ending>,
@@ -197,7 +220,9 @@ struct Wiring {
 impl Wiring {
     fn new(vm: &Vm, units: Units, ending: Arc<Ending>) -> Self {
         let (remapper, message) = units.for_ioapic();
-        let routes = Arc::new(IoapicRoutes::new(vm.fd().clone(), requester::IOAPIC, remapper.clone()));
+        let routing = Routing::new(vm.fd().clone());
+        let routes = IoapicRoutes::new(routing.clone(), requester::IOAPIC, remapper.clone());
+        let routes = Arc::new(routes);
         if let Some(remapper) = remapper {
             let listener: Weak<IoapicRoutes> = Arc::downgrade(&routes);
             remapper.add_listener(listener);
@@ -205,7 +230,7 @@ impl Wiring {
         let ioapic = IoApic::new(requester::IOAPIC, message, Some(routes.clone()));
         let asked = ending.clone();
         let events: MachineEvents = Arc::new(move |event| asked.request(outcome_of(event)));
-        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, routes, units, events, ending }
+        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, routes, routing, units, events, ending }
     }
 
     /// The serial port; where to put what the user types, if it is to go there.
@@ -255,6 +280,18 @@ impl Wiring {
             root.insert(device, 0, svm).map_err(|error| impossible(&error))?;
         }
         Ok(root)
+    }
+
+    /// The assigned devices.
+    fn add_devices(
+        &mut self,
+        root: &mut PciRoot,
+        devices: Devices,
+        vm: &Vm,
+    ) -> Result<Vec<Served>, Complaint> {
+        let slots = KvmSlots::new(vm.fd().clone(), PCI_MMIO32);
+        let connector = Connector::new(slots, self.routing.clone(), vm.fd().clone());
+        connector.connect(devices, &mut self.units, root)
     }
 
     /// The disks.

@@ -6,6 +6,7 @@
 //! | [`machine`] | where everything is put together, and nothing else |
 //! | [`layout`], [`memory`], [`cpus`] | the guest's address space, RAM, and CPUs with their APIC ids |
 //! | [`iommu`], [`units`] | a VT-d unit as this machine has it, and all of them |
+//! | [`vfio`] | devices of the host that the guest gets |
 //! | [`kvm`] | virtual machine, CPUs, interrupts |
 //! | [`boot`], [`acpi`] | how a kernel is started and what it is told |
 //! | [`event_loop`], [`terminal`], [`outcome`], [`stats`] | the run: console, signals, end, what was counted |
@@ -29,6 +30,7 @@ mod stats;
 mod terminal;
 mod units;
 mod usage;
+mod vfio;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

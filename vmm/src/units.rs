@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use devices::bus::{Bus, BusError, BusRange};
-use iommu_core::{Dma, Endpoint, InterruptRemapper, MsiSink, NoTranslation, SourceId};
+use iommu_core::{Capabilities, Dma, Endpoint, InterruptRemapper, MsiSink, NoTranslation, SourceId};
 use iommu_vtd::dmar::{Andd, DeviceScope, Dmar, DmarError, Drhd, Rmrr, Satc, ScopeKind};
 use iommu_vtd::{Capability, Platform, Profile, ProfileError};
 
@@ -47,6 +47,11 @@ pub(crate) struct Behind {
 }
 
 impl Behind {
+    /// The unit that it is behind, if any.
+    pub(crate) fn iommu(&self) -> Option<&Iommu> {
+        self.unit.as_ref()
+    }
+
     /// Names the device to its unit, if it has one, as what has a device-TLB and makes page requests.
     pub(crate) fn attach(&self, endpoint: Weak<dyn Endpoint>) {
         if let Some(iommu) = &self.unit {
@@ -67,6 +72,23 @@ pub(crate) struct Surroundings {
     pub(crate) paging: Paging,
     /// Where interrupts go in the end.
     pub(crate) direct: Arc<dyn MsiSink>,
+    /// What the host can do for assigned devices behind the units; none for a unit without.
+    pub(crate) hosts: Vec<Option<Capabilities>>,
+}
+
+/// A unit's profile, as far as the host of its devices goes along. **Pure.**
+fn profile(
+    spec: &UnitSpec,
+    platform: Platform,
+    host: Option<&Capabilities>,
+) -> Result<Profile, ProfileError> {
+    let profile = Profile::parse(&spec.profile, platform)?;
+    let Some(host) = host else { return Ok(profile) };
+    let (profile, dropped) = profile.behind(host);
+    for dropped in dropped {
+        log::info!("--iommu id={}: no {}: {}", spec.id, dropped.feature, dropped.reason);
+    }
+    Ok(profile)
 }
 
 impl Units {
@@ -79,14 +101,15 @@ impl Units {
             host_address_width: around.physical_bits.into(),
             five_level: around.paging.five_level,
         };
-        let member = |spec: UnitSpec| {
-            let capability = Capability::new(&Profile::parse(&spec.profile, platform)?)?;
+        let member = |(number, spec): (usize, UnitSpec)| {
+            let host = around.hosts.get(number).and_then(Option::as_ref);
+            let capability = Capability::new(&profile(&spec, platform, host)?)?;
             let iommu = Iommu::new(capability, &around.ram, around.direct.clone());
             Ok(Member { spec, iommu, scopes: Vec::new() })
         };
         let low_end = around.memory_bytes.min(LOW_RAM_LIMIT);
         Ok(Self {
-            members: specs.into_iter().map(member).collect::<Result<_, _>>()?,
+            members: specs.into_iter().enumerate().map(member).collect::<Result<_, _>>()?,
             ram: around.ram,
             direct: around.direct,
             reserved_memory: Vec::new(),
@@ -102,6 +125,11 @@ impl Units {
             Some(first) => (first.iommu.remapper(), first.iommu.interrupts(self.direct.clone())),
             None => (None, self.direct.clone()),
         }
+    }
+
+    /// A unit by its number.
+    pub(crate) fn iommu(&self, number: usize) -> Option<Iommu> {
+        self.members.get(number).map(|member| member.iommu.clone())
     }
 
     /// Places a PCI function.

@@ -1,13 +1,17 @@
-//! Stand-ins for tests of other crates: a model that is a list, and an endpoint that takes notes.
+//! Stand-ins for tests of other crates: a model that is a list, and an endpoint and a host that take notes.
 
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
+use crate::caps::Capabilities;
+use crate::domain::Domain;
 use crate::fault::{Completion, Fault, FaultClass, FaultReason};
-use crate::invalidation::{DeviceTlbCompletion, DeviceTlbInvalidation};
+use crate::invalidation::{DeviceTlbCompletion, DeviceTlbInvalidation, Invalidation};
 use crate::page_request::{PageRequest, PageRequestOutcome, PageResponse};
 use crate::request::{AddressType, Permissions, Request, StageTag, Tag, Translation};
 use crate::sync::Mutex;
-use crate::traits::{Endpoint, Msi, MsiSink, Translator};
+use crate::traits::{Endpoint, HostError, HostIommu, Msi, MsiSink, Translator};
 use crate::types::{DomainId, Gpa, Pasid, SourceId};
 
 /// One 4 KiB page of a [`ListTranslator`].
@@ -137,5 +141,121 @@ pub struct RecordingMsi {
 impl MsiSink for RecordingMsi {
     fn send(&self, source: SourceId, msi: Msi) {
         self.sent.lock().push((source, msi));
+    }
+}
+
+/// What a [`RecordingHost`] was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostCall {
+    /// [`HostIommu::set_domain`].
+    Set(SourceId, Option<Pasid>, Domain),
+    /// [`HostIommu::invalidate`].
+    Invalidate(Invalidation),
+    /// [`HostIommu::sync`].
+    Sync,
+    /// [`HostIommu::respond`].
+    Respond(PageResponse),
+}
+
+/// How a [`RecordingHost`] does what it is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostOutcome {
+    /// It does it.
+    Done,
+    /// It refuses: the binding is blocked; after a failed [`HostIommu::sync`], all are.
+    Refused,
+    /// It refuses, and bindings stay as they were.
+    Stuck,
+}
+
+type HostHandler = dyn Fn(&HostCall) -> HostOutcome + Send + Sync;
+
+/// A host that takes notes. It does everything that it is asked, unless a handler says otherwise.
+pub struct RecordingHost {
+    /// What it says it can do.
+    pub capabilities: Capabilities,
+    /// All calls so far.
+    pub calls: Mutex<Vec<HostCall>>,
+    /// What is bound; what is not here is blocked. `None` and PASID 0 are one.
+    pub bound: Mutex<BTreeMap<(SourceId, Option<Pasid>), Domain>>,
+    handler: Mutex<Option<Arc<HostHandler>>>,
+}
+
+impl RecordingHost {
+    /// A host without functions, which can do `capabilities`.
+    #[must_use]
+    pub fn new(capabilities: Capabilities) -> Arc<Self> {
+        Arc::new(Self {
+            capabilities,
+            calls: Mutex::default(),
+            bound: Mutex::default(),
+            handler: Mutex::default(),
+        })
+    }
+
+    /// Decides how calls end.
+    pub fn on_call(&self, handler: impl Fn(&HostCall) -> HostOutcome + Send + Sync + 'static) {
+        *self.handler.lock() = Some(Arc::new(handler));
+    }
+
+    /// The calls since the last time.
+    pub fn take_calls(&self) -> Vec<HostCall> {
+        std::mem::take(&mut *self.calls.lock())
+    }
+
+    /// What requests of `source` with `pasid` are bound to.
+    #[must_use]
+    pub fn domain(&self, source: SourceId, pasid: Option<Pasid>) -> Domain {
+        self.bound.lock().get(&(source, pasid)).copied().unwrap_or(Domain::Blocked)
+    }
+
+    fn call(&self, call: HostCall) -> Result<(), (HostOutcome, HostError)> {
+        self.calls.lock().push(call);
+        let handler = self.handler.lock().clone();
+        let outcome = handler.map_or(HostOutcome::Done, |handler| handler(&call));
+        if outcome == HostOutcome::Done {
+            return Ok(());
+        }
+        let error = HostError {
+            operation: "a test",
+            object: format!("{call:?}"),
+            still_bound: outcome == HostOutcome::Stuck,
+            source: ErrorKind::OutOfMemory.into(),
+        };
+        Err((outcome, error))
+    }
+}
+
+impl HostIommu for RecordingHost {
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    fn set_domain(&self, source: SourceId, pasid: Option<Pasid>, domain: &Domain) -> Result<(), HostError> {
+        let pasid = pasid.filter(|pasid| *pasid != Pasid::ZERO);
+        let done = self.call(HostCall::Set(source, pasid, *domain));
+        let mut bound = self.bound.lock();
+        match done {
+            Ok(()) if *domain != Domain::Blocked => drop(bound.insert((source, pasid), *domain)),
+            Err((HostOutcome::Stuck, _)) => {}
+            Ok(()) | Err(_) => drop(bound.remove(&(source, pasid))),
+        }
+        done.map_err(|(_, error)| error)
+    }
+
+    fn invalidate(&self, invalidation: &Invalidation) {
+        let _ = self.call(HostCall::Invalidate(*invalidation));
+    }
+
+    fn sync(&self) -> Result<(), HostError> {
+        let done = self.call(HostCall::Sync);
+        if matches!(done, Err((HostOutcome::Refused, _))) {
+            self.bound.lock().clear();
+        }
+        done.map_err(|(_, error)| error)
+    }
+
+    fn respond(&self, response: &PageResponse) -> Result<(), HostError> {
+        self.call(HostCall::Respond(*response)).map_err(|(_, error)| error)
     }
 }

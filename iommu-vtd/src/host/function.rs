@@ -89,7 +89,8 @@ impl Function {
         }
         let mut room = MOST_BINDINGS;
         let scan = scan::present_pasids(cx, source, |pasid| {
-            if !self.bound.contains_key(&pasid) && look(pasid) {
+            let seen = pasid == Pasid::ZERO || self.bound.contains_key(&pasid);
+            if !seen && look(pasid) {
                 room -= 1;
             }
             if room == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

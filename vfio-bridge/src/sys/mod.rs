@@ -5,15 +5,20 @@
 //! is all there is to show.
 
 mod container;
+mod function;
 mod iommufd;
+mod mapping;
 pub mod uapi;
 mod vfio;
 
 pub use container::{Container, VFIO};
+pub use function::FunctionHandle;
 pub use iommufd::Iommufd;
 pub use vfio::Cdev;
 
-use rustix::io::Errno;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 /// The outcome of an ioctl.
 fn done(answer: i32) -> crate::kernel::Result<()> {
@@ -23,6 +28,19 @@ fn done(answer: i32) -> crate::kernel::Result<()> {
 /// The error of the system call that this thread made last.
 fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// A file that this process was started with, by its number. The number itself stays open.
+///
+/// # Errors
+/// `EBADF` if no file has this number.
+pub fn inherited(number: RawFd) -> crate::kernel::Result<OwnedFd> {
+    if number < 0 {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: the number goes to one system call only, which says whether there is such a file.
+    let file = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_dupfd_cloexec(file, 3)
 }
 
 #[cfg(test)]
@@ -80,6 +98,17 @@ mod tests {
         // The count comes back as it went in, which would mean that all was done.
         let partial = Partial { done: 0, errno: Errno::NOTTY };
         assert_eq!(iommufd.hwpt_invalidate(ID, &entries), Err(partial));
+    }
+
+    #[test]
+    fn inherited_files_are_found_by_number() {
+        use std::os::fd::AsRawFd as _;
+        let file = File::open("/dev/null").unwrap();
+        let again = inherited(file.as_raw_fd()).unwrap();
+        assert_ne!(again.as_raw_fd(), file.as_raw_fd());
+        for number in [-1, 1 << 20] {
+            assert_eq!(inherited(number).err(), Some(Errno::BADF), "{number}");
+        }
     }
 
     #[test]

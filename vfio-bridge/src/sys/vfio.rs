@@ -1,9 +1,10 @@
 //! A VFIO device's character device, as far as the IOMMU is concerned.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::Arc;
 
 use iommu_core::HostError;
 use rustix::io::Errno;
@@ -13,7 +14,7 @@ use vmm_sys_util::ioctl_io_nr;
 
 use crate::kernel::{DeviceFile, ObjectId, Result};
 use crate::object::{OPEN_DEVICE, refused};
-use crate::sys::{Iommufd, done};
+use crate::sys::{FunctionHandle, Iommufd, done};
 
 ioctl_io_nr!(VFIO_DEVICE_GET_REGION_INFO, c::VFIO_TYPE as u32, c::VFIO_BASE + 8);
 ioctl_io_nr!(VFIO_DEVICE_BIND_IOMMUFD, c::VFIO_TYPE as u32, c::VFIO_BASE + 18);
@@ -22,7 +23,7 @@ ioctl_io_nr!(VFIO_DEVICE_DETACH_IOMMUFD_PT, c::VFIO_TYPE as u32, c::VFIO_BASE + 
 
 /// The open `/dev/vfio/devices/vfioN` of a device, and the iommufd that it is for.
 pub struct Cdev {
-    file: File,
+    file: Arc<File>,
     iommufd: Iommufd,
 }
 
@@ -35,13 +36,19 @@ impl Cdev {
         let file = File::options().read(true).write(true).open(path).map_err(|e| {
             refused(OPEN_DEVICE, path.display(), Errno::from_io_error(&e).unwrap_or(Errno::IO))
         })?;
-        Ok(Self { file, iommufd: iommufd.clone() })
+        Ok(Self { file: Arc::new(file), iommufd: iommufd.clone() })
     }
 
     /// Takes over a file that somebody else opened.
     #[must_use]
     pub fn from_fd(fd: OwnedFd, iommufd: &Iommufd) -> Self {
-        Self { file: File::from(fd), iommufd: iommufd.clone() }
+        Self { file: Arc::new(File::from(fd)), iommufd: iommufd.clone() }
+    }
+
+    /// The function itself. The device's file is closed when this and all that come from it are gone.
+    #[must_use]
+    pub fn function(&self) -> FunctionHandle {
+        FunctionHandle(self.file.clone())
     }
 
     /// Where the file shows configuration space.
@@ -52,8 +59,14 @@ impl Cdev {
             ..Default::default()
         };
         // SAFETY: the argument is of the type that this ioctl reads and writes.
-        done(unsafe { ioctl_with_mut_ref(&self.file, VFIO_DEVICE_GET_REGION_INFO(), &mut argument) })?;
+        done(unsafe { ioctl_with_mut_ref(&*self.file, VFIO_DEVICE_GET_REGION_INFO(), &mut argument) })?;
         Ok(argument.offset)
+    }
+}
+
+impl AsFd for Cdev {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
@@ -79,7 +92,7 @@ impl DeviceFile for Cdev {
             ..Default::default()
         };
         // SAFETY: the argument is of the type that this ioctl reads and writes.
-        done(unsafe { ioctl_with_mut_ref(&self.file, VFIO_DEVICE_BIND_IOMMUFD(), &mut argument) })?;
+        done(unsafe { ioctl_with_mut_ref(&*self.file, VFIO_DEVICE_BIND_IOMMUFD(), &mut argument) })?;
         Ok(ObjectId(argument.out_devid))
     }
 
@@ -91,7 +104,7 @@ impl DeviceFile for Cdev {
             pasid: pasid.unwrap_or(0),
         };
         // SAFETY: the argument is of the type that this ioctl reads and writes.
-        done(unsafe { ioctl_with_mut_ref(&self.file, VFIO_DEVICE_ATTACH_IOMMUFD_PT(), &mut argument) })
+        done(unsafe { ioctl_with_mut_ref(&*self.file, VFIO_DEVICE_ATTACH_IOMMUFD_PT(), &mut argument) })
     }
 
     fn detach(&self, pasid: Option<u32>) -> Result<()> {
@@ -101,7 +114,7 @@ impl DeviceFile for Cdev {
             pasid: pasid.unwrap_or(0),
         };
         // SAFETY: the argument is of the type that this ioctl reads.
-        done(unsafe { ioctl_with_ref(&self.file, VFIO_DEVICE_DETACH_IOMMUFD_PT(), &argument) })
+        done(unsafe { ioctl_with_ref(&*self.file, VFIO_DEVICE_DETACH_IOMMUFD_PT(), &argument) })
     }
 
     fn config_read(&self, offset: u16, buffer: &mut [u8]) -> Result<()> {

@@ -9,7 +9,7 @@ use crate::layout::MAX_UNITS;
 const MAX_RESERVED_MIB: u64 = 64;
 
 /// A remapping unit to be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct UnitSpec {
     /// Its name on the command line.
     pub(crate) id: String,

@@ -149,7 +149,8 @@ fn is_level(msi: &Msi) -> bool {
     msi.data & 1 << 15 != 0
 }
 
-fn route(gsi: u32, msi: Msi) -> Option<kvm_irq_routing_entry> {
+/// A route by number; `None` if the message is no interrupt. **Pure.**
+pub(crate) fn route(gsi: u32, msi: Msi) -> Option<kvm_irq_routing_entry> {
     let (low, high) = split_address(msi.address)?;
     let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
     entry.u.msi.address_lo = low;

@@ -1,12 +1,15 @@
-//! The host's KVM: the machine's shell ([`vm`]), its CPUs ([`vcpu`]), its interrupts ([`irq`]), and what kind of
-//! KVM this host has ([`probe`]).
+//! The host's KVM: the machine's shell ([`vm`]), its CPUs ([`vcpu`]), its interrupts ([`irq`], [`routing`]),
+//! memory and files of assigned devices ([`slots`], [`vfio`]), and what kind of KVM this host has ([`probe`]).
 //!
 //! Unsafe code is allowed here because memory is given to the kernel and its shared pages are read; each block
 //! says why it is sound.
 
 pub(crate) mod irq;
 pub(crate) mod probe;
+pub(crate) mod routing;
+pub(crate) mod slots;
 pub(crate) mod vcpu;
+pub(crate) mod vfio;
 pub(crate) mod vm;
 
 use std::io;

@@ -29,6 +29,7 @@ fn units(specs: Vec<UnitSpec>) -> Units {
         physical_bits: 46,
         paging: FIVE,
         direct: Arc::new(RecordingMsi::default()),
+        hosts: Vec::new(),
     };
     Units::new(specs, around).unwrap()
 }

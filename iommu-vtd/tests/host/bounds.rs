@@ -1,0 +1,112 @@
+//! Guests that want more than a host should do.
+
+use std::time::{Duration, Instant};
+
+use iommu_core::{Domain, Gpa};
+
+use crate::driver::{ENDPOINT, desc};
+use crate::world::{DID, World, first};
+
+/// Most bindings of a function, as documented.
+const MOST_BINDINGS: usize = 1024;
+
+fn bound(world: &World) -> usize {
+    world.host.bound.lock().len()
+}
+
+/// A million PASIDs by way of one page: so many are bound, and no more, and it does not take for ever.
+#[test]
+fn a_directory_that_leads_to_one_page_binds_a_bounded_number() {
+    let world = World::new();
+    let (driver, tables) = world.boot();
+    let context = tables.context(ENDPOINT);
+    context.edit(|low| low.with_pdts(arbitrary_int::u3::new(7)));
+    let directory = tables.allocate(32);
+    let at_directory = tables.word(context.at()) & 0xfff | directory.0;
+    tables.set_word(context.at(), at_directory);
+    for pasid in 0..64 {
+        let _ = context.pasid(pasid).pass_through(1);
+    }
+    let page = tables.word(directory);
+    for index in 0..1 << 14 {
+        tables.set_word(Gpa(directory.0 + 8 * index), page);
+    }
+    let start = Instant::now();
+    driver.submit(&vec![desc::PASID_GLOBAL; 100]);
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert_eq!(bound(&world), MOST_BINDINGS);
+    world.sets();
+    driver.submit(&[desc::PASID_GLOBAL]);
+    assert_eq!(world.sets(), [], "the same ones stay");
+    // An invalidation of its own gets no room either, but what goes makes room.
+    driver.submit(&[desc::pasid_cache(1, 0x8_0001)]);
+    assert_eq!(world.sets(), []);
+    tables.set_word(directory, 0);
+    driver.submit(&[desc::PASID_GLOBAL]);
+    assert_eq!(bound(&world), MOST_BINDINGS);
+    assert_eq!(world.domain(ENDPOINT, 1), Domain::Blocked);
+    // Everything goes at once.
+    context.edit(|low| low.with_present(false));
+    driver.submit(&[desc::CONTEXT_GLOBAL]);
+    assert_eq!(bound(&world), 0);
+}
+
+/// Tables without entries are limited, too: what lies beyond is found when it is named.
+#[test]
+fn a_scan_ends_and_what_is_named_is_found() {
+    let world = World::new();
+    let (driver, tables) = world.boot();
+    let context = tables.context(ENDPOINT);
+    context.edit(|low| low.with_pdts(arbitrary_int::u3::new(7)));
+    let directory = tables.allocate(32);
+    let low = tables.word(context.at()) & 0xfff | directory.0;
+    tables.set_word(context.at(), low);
+    let empty = tables.allocate(1);
+    for index in 0..2048 {
+        tables.set_word(Gpa(directory.0 + 8 * index), empty.0 | 1);
+    }
+    let near = {
+        tables.set_word(Gpa(directory.0 + 8 * 1023), 0);
+        context.pasid(1023 * 64 + 7).first_stage(DID).root()
+    };
+    let far = context.pasid(3000 * 64).first_stage(DID).root();
+    driver.submit(&[desc::PASID_GLOBAL]);
+    assert_eq!(world.sets(), [(ENDPOINT, 1023 * 64 + 7, first(DID, near))]);
+    driver.submit(&[desc::pasid_cache(1, 3000 * 64)]);
+    assert_eq!(world.sets(), [(ENDPOINT, 3000 * 64, first(DID, far))]);
+    driver.submit(&[desc::PASID_GLOBAL]);
+    assert_eq!(world.sets(), [], "what is bound is looked at wherever it lies");
+}
+
+/// More PASIDs before one wait than are remembered one by one.
+#[test]
+fn many_named_pasids_are_all_found() {
+    let world = World::new();
+    let (driver, tables) = world.boot();
+    for pasid in 1..=150 {
+        let _ = tables.context(ENDPOINT).pasid(pasid).pass_through(1);
+    }
+    let named: Vec<_> = (1..=150).map(|pasid| desc::pasid_cache(1, pasid)).collect();
+    driver.submit(&named);
+    assert_eq!(bound(&world), 150);
+}
+
+/// Tables where there is no memory.
+#[test]
+fn wild_pointers_block() {
+    let world = World::new();
+    let (driver, tables) = world.boot();
+    let context = tables.context(ENDPOINT);
+    let _ = context.pasid(1).first_stage(DID);
+    driver.submit(&[desc::PASID_GLOBAL]);
+    assert_eq!(bound(&world), 1);
+    for wild in [0x3fff_ffff_f000_u64, 0xff_f000, 0x100_0000] {
+        let low = tables.word(context.at());
+        tables.set_word(context.at(), low & 0xfff | wild);
+        driver.submit(&[desc::CONTEXT_GLOBAL, desc::pasid_cache(1, 1)]);
+        assert_eq!(bound(&world), 0, "{wild:#x}");
+        tables.set_word(context.at(), low);
+        driver.submit(&[desc::CONTEXT_GLOBAL]);
+        assert_eq!(bound(&world), 1);
+    }
+}

@@ -1,0 +1,32 @@
+//! An assigned PCI function: a device of the host's, as a guest sees it.
+//!
+//! The guest's view is made once, from what the device says when it is taken in ([`picture`]): registers that steer
+//! the host's side of things (BARs, interrupts, reset, power, address translation services) are this crate's own, and
+//! only bytes that are known to be harmless lead to the device. So nothing that VFIO leaves reachable by accident, such
+//! as the real PASID capability, can be reached.
+//!
+//! | module | what it holds |
+//! | --- | --- |
+//! | `ways` | what is needed of the machine: memory slots, interrupts, the IOMMU's side of a reset |
+//! | `walk` | the two lists of capabilities, as they are found |
+//! | `picture` `extended` | configuration space as the guest finds it, and where things are in it |
+//! | `bars` | sizes, what is mapped, where it is shown |
+//! | `vectors` `msi` | MSI-X and MSI: what is masked, what is pending, which event leads where |
+//! | `events` | what a machine's event loop has to wait for |
+//! | `assigned` | [`AssignedFunction`]: all of it together |
+//!
+//! Not there: INTx (the function has no interrupt pin), I/O BARs, expansion ROM, real power states, virtual functions
+//! of the guest's own, peer-to-peer mappings of BARs.
+
+mod assigned;
+mod bars;
+mod events;
+mod extended;
+mod msi;
+mod picture;
+mod vectors;
+mod walk;
+mod ways;
+
+pub use assigned::{AssignedFunction, Connections, Notice};
+pub use ways::{HostSide, InterruptShortcuts, MemorySlots, Shortcut, Shown};

@@ -1,0 +1,49 @@
+//! What an assigned function needs of the machine that it is in.
+
+use std::io;
+use std::sync::Arc;
+
+use iommu_core::{Msi, SourceId};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::memory::DeviceMemory;
+
+/// Memory that a guest sees; it sees it no longer when this is dropped.
+pub type Shown = Box<dyn Send + Sync>;
+
+/// Where a guest finds memory.
+pub trait MemorySlots: Send + Sync {
+    /// Shows a device's memory at a guest-physical address, page-aligned, until the answer is dropped. The memory
+    /// stays mapped until then.
+    ///
+    /// # Errors
+    /// It cannot be there: something else is, or no device has its place there, or there is no slot left. Accesses are
+    /// emulated then, if they arrive at all.
+    fn show(&self, guest_address: u64, memory: &Arc<DeviceMemory>) -> io::Result<Shown>;
+}
+
+/// Ways from an event to a guest's interrupt that leave this process out.
+pub trait InterruptShortcuts: Send + Sync {
+    /// A way for the signals of one event. It leads nowhere yet.
+    ///
+    /// # Errors
+    /// There is none left.
+    fn shortcut(&self, event: &EventFd) -> io::Result<Box<dyn Shortcut>>;
+}
+
+/// One such way. It ends when it is dropped.
+pub trait Shortcut: Send + Sync {
+    /// From now on each signal is delivered as this message, also one that nobody took yet; with `None`, signals stay
+    /// for those who read the event. On return nothing is delivered as before.
+    ///
+    /// # Errors
+    /// The way leads nowhere.
+    fn lead(&self, msi: Option<Msi>) -> io::Result<()>;
+}
+
+/// The IOMMU's side of a function.
+pub trait HostSide: Send + Sync {
+    /// Calls `reset` once, at a time when no binding of the device changes, and sees to it that nothing that the
+    /// device asked for before is answered afterwards.
+    fn around_reset(&self, source: SourceId, reset: &mut dyn FnMut());
+}

@@ -1,0 +1,122 @@
+//! Puts assigned functions into the machine, behind their units.
+
+use std::sync::{Arc, Weak};
+
+use devices::pci::PciRoot;
+use iommu_core::{Domain, DomainId, HostIommu as _, SourceId};
+use vfio_bridge::NestedIommu;
+use vfio_bridge::function::{AssignedFunction, Connections, HostSide};
+
+use super::open::{Device, Devices, complaint};
+use super::served::{Function, PageRequests, Served};
+use crate::config::{Complaint, reasons};
+use crate::iommu::Iommu;
+use crate::kvm::routing::{KvmShortcuts, Routing};
+use crate::kvm::slots::KvmSlots;
+use crate::units::Units;
+
+/// Ways into the guest.
+pub(crate) struct Connector {
+    pub(crate) slots: Arc<KvmSlots>,
+    pub(crate) shortcuts: Arc<KvmShortcuts>,
+}
+
+impl Connector {
+    pub(crate) fn new(slots: KvmSlots, routing: Arc<Routing>, vm: Arc<kvm_ioctls::VmFd>) -> Self {
+        Self { slots: Arc::new(slots), shortcuts: Arc::new(KvmShortcuts::new(routing, vm)) }
+    }
+
+    /// Puts all devices on the bus; what the event loop is to serve.
+    ///
+    /// # Errors
+    /// The host refused.
+    pub(crate) fn connect(
+        &self,
+        devices: Devices,
+        units: &mut Units,
+        root: &mut PciRoot,
+    ) -> Result<Vec<Served>, Complaint> {
+        let mut served = Vec::new();
+        for device in devices.devices {
+            let Some(host) = devices.hosts.get(&device.placement.unit) else { continue };
+            served.push(Served::Function(self.connect_one(device, host, units, root)?));
+        }
+        for (unit, host) in devices.hosts {
+            let iommu = unit.and_then(|number| units.iommu(number));
+            if let (Some(queue), Some(iommu)) = (host.fault_queue(), iommu) {
+                served.push(Served::PageRequests(PageRequests { queue, host, iommu, failures: 0 }));
+            }
+        }
+        Ok(served)
+    }
+
+    fn connect_one(
+        &self,
+        device: Device,
+        host: &Arc<NestedIommu>,
+        units: &mut Units,
+        root: &mut PciRoot,
+    ) -> Result<Function, Complaint> {
+        let Device { id, source, slot, placement, offer, function, member } = device;
+        let thing = format!("--vfio {id}");
+        let refused = |error: &_| complaint(&thing, None, error);
+        let behind = units.place(source, &placement);
+        let iommu = behind.iommu().cloned();
+        let connections = Connections {
+            source,
+            file: Arc::new(function),
+            slots: self.slots.clone(),
+            interrupts: behind.interrupts.clone(),
+            remapper: iommu.as_ref().and_then(Iommu::remapper),
+            shortcuts: self.shortcuts.clone(),
+            host: Arc::new(UnitSide { host: host.clone(), iommu: iommu.clone() }),
+        };
+        let function = AssignedFunction::new(&offer, connections).map_err(|error| refused(&error))?;
+        match &iommu {
+            Some(iommu) => {
+                let stopped: Weak<AssignedFunction> = Arc::downgrade(&function);
+                let stop = move |error: &iommu_core::HostError| {
+                    log::error!("{}; the device is stopped", reasons(error));
+                    if let Some(function) = stopped.upgrade() {
+                        function.stop_dma();
+                    }
+                };
+                iommu.unit().attach_host(source, host.clone(), stop).map_err(|error| refused(&error))?;
+            }
+            None => {
+                let all = Domain::PassThrough { id: DomainId(0) };
+                host.set_domain(source, None, &all).map_err(|error| refused(&error))?;
+            }
+        }
+        root.insert(slot, 0, function.clone())
+            .map_err(|error| Complaint::new(&thing, error, "please report it"))?;
+        tell(&id, source, &offer);
+        Ok(Function { id, function, host: host.clone(), iommu, member: Some(member) })
+    }
+}
+
+/// Logs what the guest will not have, and why.
+fn tell(id: &str, source: SourceId, offer: &vfio_bridge::caps::Offer) {
+    log::info!("--vfio {id}: the guest's {source}, PASIDs of {} bits", offer.capabilities.pasid_bits);
+    for missing in &offer.missing {
+        log::info!("--vfio {id}: no {:?}: {}", missing.feature, missing.reason);
+    }
+}
+
+/// The IOMMU's side of functions behind one unit, or behind none.
+struct UnitSide {
+    host: Arc<NestedIommu>,
+    iommu: Option<Iommu>,
+}
+
+impl HostSide for UnitSide {
+    fn around_reset(&self, source: SourceId, reset: &mut dyn FnMut()) {
+        let Some(iommu) = &self.iommu else { return reset() };
+        iommu.unit().hold_host(source);
+        reset();
+        if let Err(error) = self.host.device_was_reset(source, iommu.unit()) {
+            log::warn!("{source}: page requests from before its reset: {}", reasons(&error));
+        }
+        iommu.unit().release_host(source);
+    }
+}

@@ -1,0 +1,214 @@
+//! What sysfs says about a device of the host's.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::config::Complaint;
+
+/// The driver that assigned devices are bound to.
+const DRIVER: &str = "vfio-pci";
+
+/// The host's PCI devices as sysfs has them.
+pub(crate) struct Sysfs {
+    /// `/sys/bus/pci/devices`, or what a test has in its place.
+    devices: PathBuf,
+    /// `/dev/vfio/devices`.
+    files: PathBuf,
+}
+
+impl Default for Sysfs {
+    fn default() -> Self {
+        Self { devices: "/sys/bus/pci/devices".into(), files: "/dev/vfio/devices".into() }
+    }
+}
+
+impl Sysfs {
+    /// The file by which the device at `address` can be had.
+    ///
+    /// # Errors
+    /// There is none: no such device, another driver has it, or the kernel has no such files.
+    pub(crate) fn device_file(&self, address: &str) -> Result<PathBuf, Complaint> {
+        let thing = format!("--vfio {address}");
+        let folder = self.devices.join(address);
+        if !folder.exists() {
+            return Err(Complaint::new(
+                thing,
+                "there is no such PCI device",
+                "give one that `lspci -D` lists",
+            ));
+        }
+        if let Some(kind) = bridge(&folder) {
+            let reason = format!("the device is a {kind}");
+            return Err(Complaint::new(thing, reason, "give an endpoint: bridges cannot be assigned"));
+        }
+        let driver = link_name(&folder.join("driver"));
+        let numbered = fs::read_dir(folder.join("vfio-dev")).ok().into_iter().flatten().flatten();
+        let name =
+            numbered.map(|entry| entry.file_name()).find(|name| name.to_string_lossy().starts_with("vfio"));
+        match (name, driver.as_deref()) {
+            (Some(name), _) => Ok(self.files.join(name)),
+            // A variant of it, for one kind of device, is as good; without a file there is nothing to tell it by.
+            (None, Some(driver)) if driver.contains("vfio") => {
+                let remedy = "the host's kernel needs CONFIG_VFIO_DEVICE_CDEV, of Linux 6.6 or later";
+                Err(Complaint::new(thing, "VFIO has no file for the device", remedy))
+            }
+            (None, driver) => Err(self.not_bound(&thing, address, driver)),
+        }
+    }
+
+    fn not_bound(&self, thing: &str, address: &str, driver: Option<&str>) -> Complaint {
+        let reason = match driver {
+            Some(driver) => format!("the device is bound to {driver}, not to {DRIVER}"),
+            None => format!("the device is not bound to {DRIVER}"),
+        };
+        let folder = self.devices.join(address);
+        let unbind = driver.map(|_| format!(" && echo {address} > {}/driver/unbind", folder.display()));
+        let remedy = format!(
+            "as root: echo {DRIVER} > {}/driver_override{} && echo {address} > /sys/bus/pci/drivers_probe",
+            folder.display(),
+            unbind.unwrap_or_default()
+        );
+        Complaint::new(thing, reason, remedy)
+    }
+
+    /// The address of the device whose file this is.
+    pub(crate) fn address_of(&self, file: &Path) -> Option<String> {
+        let name = file.file_name()?;
+        let entries = fs::read_dir(&self.devices).ok()?.flatten();
+        let mut found = entries.filter(|entry| entry.path().join("vfio-dev").join(name).exists());
+        found.next().map(|entry| entry.file_name().to_string_lossy().into_owned())
+    }
+
+    /// Other devices of the same IOMMU group that a driver of the host's holds: (address, driver), in order.
+    pub(crate) fn held_with(&self, address: &str) -> Vec<(String, String)> {
+        let group = self.devices.join(address).join("iommu_group/devices");
+        let members = fs::read_dir(group).ok().into_iter().flatten().flatten();
+        let mut held: Vec<_> = members
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|other| other != address)
+            .filter_map(|other| Some((link_name(&self.devices.join(&other).join("driver"))?, other)))
+            // Ports do no DMA; VFIO lets their driver be.
+            .filter(|(driver, _)| !driver.contains("vfio") && driver != "pcieport")
+            .map(|(driver, other)| (other, driver))
+            .collect();
+        held.sort();
+        held
+    }
+}
+
+fn link_name(link: &Path) -> Option<String> {
+    Some(fs::read_link(link).ok()?.file_name()?.to_string_lossy().into_owned())
+}
+
+/// What kind of bridge a device is, if it is one.
+fn bridge(folder: &Path) -> Option<&'static str> {
+    let class = fs::read_to_string(folder.join("class")).ok()?;
+    let class = u32::from_str_radix(class.trim().trim_start_matches("0x"), 16).ok()?;
+    match class >> 8 {
+        0x0600 => Some("host bridge"),
+        0x0604 => Some("PCI bridge"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    const ADDRESS: &str = "0000:6a:01.0";
+
+    struct Tree {
+        folder: tempfile::TempDir,
+    }
+
+    impl Tree {
+        fn new() -> Self {
+            Self { folder: tempfile::tempdir().unwrap() }
+        }
+
+        fn sysfs(&self) -> Sysfs {
+            Sysfs { devices: self.folder.path().join("devices"), files: "/dev/vfio/devices".into() }
+        }
+
+        fn device(&self, address: &str, class: &str, driver: Option<&str>) {
+            let folder = self.folder.path().join("devices").join(address);
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join("class"), class).unwrap();
+            if let Some(driver) = driver {
+                symlink(Path::new("../../drivers").join(driver), folder.join("driver")).unwrap();
+            }
+        }
+
+        fn file(&self, address: &str, name: &str) {
+            fs::create_dir_all(self.folder.path().join("devices").join(address).join("vfio-dev").join(name))
+                .unwrap();
+        }
+
+        fn group(&self, address: &str, members: &[&str]) {
+            let folder = self.folder.path().join("devices").join(address).join("iommu_group/devices");
+            members.iter().for_each(|member| fs::create_dir_all(folder.join(member)).unwrap());
+        }
+    }
+
+    #[test]
+    fn a_bound_device_has_a_file() {
+        let tree = Tree::new();
+        tree.device(ADDRESS, "0x088000\n", Some("vfio-pci"));
+        tree.file(ADDRESS, "vfio12");
+        let path = PathBuf::from("/dev/vfio/devices/vfio12");
+        assert_eq!(tree.sysfs().device_file(ADDRESS), Ok(path.clone()));
+        assert_eq!(tree.sysfs().address_of(&path).as_deref(), Some(ADDRESS));
+        assert_eq!(tree.sysfs().address_of("/dev/vfio/devices/vfio1".as_ref()), None);
+    }
+
+    /// (name, class, driver, what is said)
+    #[test]
+    fn others_are_named_with_reason_and_remedy() {
+        let endpoint = "0x088000";
+        for (name, class, driver, expected) in [
+            ("host bridge", "0x060000", None, "the device is a host bridge; give an endpoint"),
+            ("PCI bridge", "0x060400", Some("pcieport"), "the device is a PCI bridge"),
+            ("no driver", endpoint, None, "not bound to vfio-pci; as root: echo vfio-pci > "),
+            (
+                "another driver",
+                endpoint,
+                Some("idxd"),
+                "bound to idxd, not to vfio-pci; as root: echo vfio-pci > ",
+            ),
+            (
+                "no files",
+                endpoint,
+                Some("vfio-pci"),
+                "VFIO has no file for the device; the host's kernel needs",
+            ),
+            ("a variant without", endpoint, Some("mlx5_vfio_pci"), "VFIO has no file for the device"),
+        ] {
+            let tree = Tree::new();
+            tree.device(ADDRESS, class, driver);
+            let complaint = tree.sysfs().device_file(ADDRESS).unwrap_err().to_string();
+            assert!(complaint.contains(expected), "{name}: {complaint}");
+            assert_eq!(complaint.contains("/driver/unbind"), driver == Some("idxd"), "{name}: {complaint}");
+        }
+        let complaint = Tree::new().sysfs().device_file(ADDRESS).unwrap_err().to_string();
+        assert!(complaint.starts_with("--vfio 0000:6a:01.0: there is no such PCI device"), "{complaint}");
+    }
+
+    #[test]
+    fn what_holds_a_group_is_named() {
+        let tree = Tree::new();
+        for (address, driver) in [
+            (ADDRESS, Some("vfio-pci")),
+            ("0000:6a:00.0", Some("pcieport")),
+            ("0000:6a:02.0", Some("idxd")),
+            ("0000:6a:03.0", None),
+            ("0000:6a:04.0", Some("vfio-pci")),
+        ] {
+            tree.device(address, "0x088000", driver);
+        }
+        let all = [ADDRESS, "0000:6a:00.0", "0000:6a:02.0", "0000:6a:03.0", "0000:6a:04.0"];
+        tree.group(ADDRESS, &all);
+        assert_eq!(tree.sysfs().held_with(ADDRESS), [("0000:6a:02.0".to_owned(), "idxd".to_owned())]);
+        assert_eq!(tree.sysfs().held_with("0000:00:00.0"), []);
+    }
+}
