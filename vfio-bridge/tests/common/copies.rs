@@ -158,26 +158,31 @@ impl Machine {
         let mut views = std::mem::take(&mut self.views);
         for (_, view) in &mut views {
             for range in std::mem::take(&mut view.noted) {
-                let gone: Vec<_> = view.old.extract_if(.., |block| block.overlaps(&range)).collect();
-                let mut hit = self.guest.blocks(view.domain, &range);
-                hit.push(range);
-                let of = |blocks: &[IovaRange], page| blocks.iter().any(|block| block.contains(page << 12));
-                for page in 0..PAGES {
-                    let now = self.value(view.domain, page);
-                    if of(&hit, page) {
-                        view.possible.insert(page, vec![now]);
-                    } else if of(&gone, page) && !of(&view.old, page) {
-                        // What is there instead was not announced; nor, in the other case, that what was there before
-                        // the block went.
-                        view.possible.insert(page, vec![now, None]);
-                    }
-                }
+                self.announced(view, &range);
             }
         }
         self.views = views;
         if let Err(error) = result {
             self.errors += 1;
             self.lost(error.still_bound);
+        }
+    }
+
+    /// What `view` may be after the guest announced `range` and waited.
+    fn announced(&self, view: &mut View, range: &IovaRange) {
+        let gone: Vec<_> = view.old.extract_if(.., |block| block.overlaps(range)).collect();
+        let mut hit = self.guest.blocks(view.domain, range);
+        hit.push(*range);
+        let of = |blocks: &[IovaRange], page| blocks.iter().any(|block| block.contains(page << 12));
+        for page in 0..PAGES {
+            let now = self.value(view.domain, page);
+            if of(&hit, page) {
+                view.possible.insert(page, vec![now]);
+            } else if of(&gone, page) && !of(&view.old, page) {
+                // What is there instead was not announced; nor, in the other case, that what was there before the
+                // block went.
+                view.possible.insert(page, vec![now, None]);
+            }
         }
     }
 
