@@ -72,13 +72,22 @@ fn a_scan_ends_and_what_is_named_is_found() {
     let far = context.pasid(3000 * 64).first_stage(DID).root();
     driver.submit(&[desc::PASID_GLOBAL]);
     assert_eq!(world.sets(), [(ENDPOINT, 1023 * 64 + 7, first(DID, near))]);
+    // Whether everything is looked at, too, or not.
+    for also in [vec![], vec![desc::PASID_GLOBAL]] {
+        driver.submit(&[&also[..], &[desc::pasid_cache(1, 3000 * 64)]].concat());
+        assert_eq!(world.sets(), [(ENDPOINT, 3000 * 64, first(DID, far))]);
+        context.pasid(3000 * 64).clear();
+        driver.submit(&[desc::pasid_cache(1, 3000 * 64)]);
+        assert_eq!(world.sets(), [(ENDPOINT, 3000 * 64, Domain::Blocked)]);
+        context.pasid(3000 * 64).edit(0, |word| word | 1);
+    }
     driver.submit(&[desc::pasid_cache(1, 3000 * 64)]);
-    assert_eq!(world.sets(), [(ENDPOINT, 3000 * 64, first(DID, far))]);
+    world.sets();
     driver.submit(&[desc::PASID_GLOBAL]);
     assert_eq!(world.sets(), [], "what is bound is looked at wherever it lies");
 }
 
-/// More PASIDs before one wait than are remembered one by one.
+/// More PASIDs before one wait than are remembered at once.
 #[test]
 fn many_named_pasids_are_all_found() {
     let world = World::new();
