@@ -180,6 +180,7 @@ impl TableCache for View<'_> {
     }
 
     fn keep_legacy_context(&self, source: SourceId, entry: &LegacyEntry) {
+        log::debug!("{source}: {}", entry.binding.stage);
         self.caches.entries.keep_legacy_context(source, entry, self.current());
     }
 
@@ -189,6 +190,7 @@ impl TableCache for View<'_> {
     }
 
     fn keep_pasid(&self, source: SourceId, pasid: Pasid, entry: &PasidEntry) {
+        log::debug!("{source}, PASID {}: {}", pasid.get(), entry.stage);
         self.caches.entries.keep_pasid(source, pasid, entry, self.current());
     }
 }

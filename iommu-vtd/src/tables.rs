@@ -6,6 +6,8 @@
 mod legacy;
 mod scalable;
 
+use std::fmt;
+
 use arbitrary_int::u3;
 use iommu_core::{Domain, DomainId, FirstStage, Gpa, Pasid, SecondStage, SourceId, TableFormat, Tag};
 
@@ -95,6 +97,19 @@ pub(crate) enum Stage {
     Second(SecondStageTable),
     Nested(FirstStageTable, SecondStageTable),
     PassThrough,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::First(first) => write!(f, "first stage of {} levels", first.levels),
+            Self::Second(second) => write!(f, "second stage of {} levels", second.levels),
+            Self::Nested(first, second) => {
+                write!(f, "first stage of {} levels over a second of {}", first.levels, second.levels)
+            }
+            Self::PassThrough => f.write_str("pass-through"),
+        }
+    }
 }
 
 /// A PASID entry that passed its checks, or what a legacy context entry says in its place.

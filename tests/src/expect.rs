@@ -164,6 +164,15 @@ impl KernelLog {
         self.lines.iter().any(|line| line.contains(text))
     }
 
+    /// Lines at the level of a warning, or worse, that hold this text.
+    #[must_use]
+    pub fn warnings(&self, text: &str) -> Vec<&str> {
+        let level = |line: &str| line.strip_prefix('<')?.split_once('>')?.0.parse::<u32>().ok();
+        // The facility is above the lowest three bits.
+        let warns = |line: &&str| line.contains(text) && level(line).is_some_and(|level| level % 8 <= 4);
+        self.lines.iter().map(String::as_str).filter(warns).collect()
+    }
+
     /// Lines that should not be there: every alarm, and the IOMMU's complaints outside of cases that
     /// provoke them.
     #[must_use]
@@ -238,5 +247,13 @@ mod tests {
             assert_eq!(KernelLog::parse(&console).unwrap().complaints(), expected, "{name}");
         }
         assert!(KernelLog::parse("guest-init: klog begin\n").is_err());
+    }
+
+    #[test]
+    fn warnings_are_told_by_their_level() {
+        let lines = ["<4>[ 1.0] DMAR: a", "<5>[ 1.0] DMAR: b", "<3>[ 1.0] c", "<11>DMAR: d", "DMAR: e"];
+        let console = format!("guest-init: klog begin\n{}\nguest-init: klog end\n", lines.join("\n"));
+        let log = KernelLog::parse(&console).unwrap();
+        assert_eq!(log.warnings("DMAR"), ["<4>[ 1.0] DMAR: a", "<11>DMAR: d"]);
     }
 }

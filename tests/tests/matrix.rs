@@ -3,13 +3,14 @@
 //!
 //! A cell is named KERNEL/MODE/INTERRUPTS/CPUS. `SVMM_MATRIX=all` runs every cell, else a few that touch each mode
 //! and each kind of interrupts once, with the lab's kernel. Stock kernels are where the environment says.
+//! `SVMM_MATRIX_UNIT` is added to every cell's unit: taking a capability away shows which cells depend on it.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use svmm_tests::guest::Guest;
+use svmm_tests::guest::{Guest, Outcome};
 use svmm_tests::image::{BYTES, Image};
 
 /// Kernels by name, with the variables that tell their image and initial file system.
@@ -34,19 +35,81 @@ struct Mode {
     words: &'static str,
     /// The tables that Linux has to set, as svmm's log names them.
     tables: &'static str,
+    /// What translates for the disk, in the words of the same log.
+    stage: &'static str,
     /// The type of the disk's IOMMU group.
     group: &'static str,
 }
 
+const FIRST: &str = "first stage of 4 levels";
+const SECOND: &str = "second stage of 4 levels";
+
+/// Widths are given, because those of the presets follow the CPU.
 const MODES: [Mode; 8] = [
-    Mode { name: "legacy", unit: "legacy", words: "", tables: "Legacy", group: "DMA-FQ" },
-    Mode { name: "second-stage", unit: "scalable", words: "", tables: "Scalable", group: "DMA-FQ" },
-    Mode { name: "first-stage", unit: "svm", words: "no5lvl", tables: "Scalable", group: "DMA-FQ" },
-    Mode { name: "five-level", unit: "svm", words: "", tables: "Scalable", group: "DMA-FQ" },
-    Mode { name: "pass-through", unit: "full", words: "iommu=pt", tables: "Scalable", group: "identity" },
-    Mode { name: "strict", unit: "full", words: "iommu.strict=1", tables: "Scalable", group: "DMA" },
-    Mode { name: "lazy", unit: "full", words: "iommu.strict=0", tables: "Scalable", group: "DMA-FQ" },
-    Mode { name: "caching", unit: "scalable,caching-mode=on", words: "", tables: "Scalable", group: "DMA" },
+    Mode {
+        name: "legacy",
+        unit: "legacy,aw-bits=48",
+        words: "",
+        tables: "Legacy",
+        stage: SECOND,
+        group: "DMA-FQ",
+    },
+    Mode {
+        name: "second-stage",
+        unit: "scalable,aw-bits=48",
+        words: "",
+        tables: "Scalable",
+        stage: SECOND,
+        group: "DMA-FQ",
+    },
+    Mode {
+        name: "first-stage",
+        unit: "full,aw-bits=48",
+        words: "",
+        tables: "Scalable",
+        stage: FIRST,
+        group: "DMA-FQ",
+    },
+    Mode {
+        name: "five-level",
+        unit: "svm,aw-bits=57",
+        words: "",
+        tables: "Scalable",
+        stage: "first stage of 5 levels",
+        group: "DMA-FQ",
+    },
+    Mode {
+        name: "pass-through",
+        unit: "full,aw-bits=48",
+        words: "iommu=pt",
+        tables: "Scalable",
+        stage: "pass-through",
+        group: "identity",
+    },
+    Mode {
+        name: "strict",
+        unit: "full,aw-bits=48",
+        words: "iommu.strict=1",
+        tables: "Scalable",
+        stage: FIRST,
+        group: "DMA",
+    },
+    Mode {
+        name: "lazy",
+        unit: "full,aw-bits=48",
+        words: "iommu.strict=0",
+        tables: "Scalable",
+        stage: FIRST,
+        group: "DMA-FQ",
+    },
+    Mode {
+        name: "caching",
+        unit: "scalable,aw-bits=48,caching-mode=on",
+        words: "",
+        tables: "Scalable",
+        stage: SECOND,
+        group: "DMA",
+    },
 ];
 
 /// How interrupts travel.
@@ -94,31 +157,47 @@ impl Cell {
             std::env::var_os(variable).map(PathBuf::from).context("a variable that names a kernel is not set")
         };
         let image = Image::new("matrix")?;
-        let guest = Guest::new()
+        let extra = std::env::var("SVMM_MATRIX_UNIT").unwrap_or_default();
+        let outcome = Guest::new()
             .cpus(*cpus)
             .kernel(path(kernel)?, path(initrd)?)
             .without_svm()
-            .option(&format!("--iommu={},{}", mode.unit, interrupts.unit))
-            .option("--log=info")
+            .option(&format!("--iommu={},{}{extra}", mode.unit, interrupts.unit))
+            .option("--log=info,iommu_vtd::cache=debug")
             .disk(&format!("{},id=data", image.text()))
             .word(ON)
             .word(mode.words)
             .word(interrupts.words)
-            .run(&format!("/bin/disk-check,group={},vda,{},data", mode.group, BYTES / 512));
-        let outcome = guest.boot()?;
+            .run(&format!("/bin/disk-check,group={},vda,{},data", mode.group, BYTES / 512))
+            .boot()?;
+        let up = outcome.boot_ms().unwrap_or_default();
+        eprintln!("# {}: {} s, up after {up} ms", self.name(), outcome.elapsed.as_secs());
+        self.judge(&outcome)?;
+        ensure!(image.is_written(), "the file on the host differs");
+        Ok(())
+    }
+
+    fn judge(&self, outcome: &Outcome) -> Result<()> {
         let failed = outcome.tap()?.failed();
         ensure!(failed.is_empty() && outcome.code == 0, "{failed:?}: {}", outcome.tail());
         let log = outcome.kernel_log()?;
-        let complaints = log.complaints();
+        let complaints = [log.complaints(), log.warnings("DMAR")].concat();
         ensure!(complaints.is_empty(), "the kernel complains: {complaints:#?}");
-        if let Some(text) = interrupts.says {
+        let says = self.interrupts.says;
+        if let Some(text) = says {
             ensure!(log.says(text), "the kernel does not say {text:?}\n{}", outcome.tail());
         }
-        ensure!(!log.says("DMAR-IR: Enabled") || interrupts.says.is_some(), "interrupts are remapped");
-        let tables = format!("translation on, {} tables", mode.tables);
+        ensure!(!log.says("DMAR-IR: Enabled") || says.is_some(), "interrupts are remapped");
+        let tables = format!("translation on, {} tables", self.mode.tables);
         ensure!(outcome.stderr.contains(&tables), "svmm does not say {tables:?}\n{}", outcome.tail());
-        ensure!(image.is_written(), "the file on the host differs");
-        Ok(())
+        // The disk is the only device that has tables.
+        let mut stages = outcome.stderr.lines().filter(|line| line.contains(" iommu_vtd::cache]")).peekable();
+        ensure!(stages.peek().is_some(), "nothing was translated\n{}", outcome.tail());
+        let expected = format!(": {}", self.mode.stage);
+        match stages.find(|line| !line.ends_with(&expected)) {
+            Some(line) => bail!("not by a {}: {line}", self.mode.stage),
+            None => Ok(()),
+        }
     }
 }
 

@@ -47,6 +47,11 @@ fn wait(status: Option<(u64, u32)>, interrupt: bool) -> Result<Descriptor, Queue
     Ok(Descriptor::Wait(WaitAction { status, interrupt, drain: false }))
 }
 
+fn pasid_entries(domain: u32, pasid: u32) -> Result<Descriptor, QueueError> {
+    let (domain, pasid) = (DomainId(domain), Pasid::truncate(pasid));
+    Ok(Descriptor::PasidCache(PasidScope::Pasid { domain, pasid }))
+}
+
 const DRAIN: WaitAction = WaitAction { status: Some((Gpa(0x1000), 2)), interrupt: false, drain: true };
 
 fn range(start: u64, last: u64) -> IovaRange {
@@ -199,6 +204,50 @@ fn waits_and_responses() {
     ];
     for (name, low, high, expected) in rows {
         assert_eq!(decoded(low, high), expected, "{name}");
+    }
+}
+
+/// What a unit does not offer is reserved in descriptors, or not looked at. (name, change to the profile, descriptor,
+/// expected with the feature, expected without)
+#[test]
+fn fields_depend_on_the_profile() {
+    type Row = (
+        &'static str,
+        fn(&mut Profile),
+        [u64; 2],
+        Result<Descriptor, QueueError>,
+        Result<Descriptor, QueueError>,
+    );
+    let (device_tlb, pasid_device_tlb) = (0x0108_0000_0003, 0x0000_0003_0108_0008);
+    let page = range(0x5000, 0x5fff);
+    let reserved = Err(QueueError::Reserved);
+    let domain = |raw| translations(Scope::Domain(DomainId(raw)), false);
+    let pages = translations(Scope::DomainRange { domain: DomainId(1), range: page }, false);
+    let (one, of_pasid) = (device(None, false, page), device(Some(3), false, page));
+    let without_pfsid: fn(&mut Profile) = |p| p.device_tlb_throttle = false;
+    let few_domains: fn(&mut Profile) = |p| p.domain_id_bits = 8;
+    let rows: [Row; 8] = [
+        ("PFSID 3:0", without_pfsid, [device_tlb | 1 << 12, 0x5000], one, reserved),
+        ("PFSID 15:4", without_pfsid, [device_tlb | 1 << 63, 0x5000], one, reserved),
+        ("PFSID of 0", without_pfsid, [device_tlb, 0x5000], one, one),
+        ("PFSID 3:0, PASID", without_pfsid, [pasid_device_tlb | 1 << 15, 0x5000], of_pasid, reserved),
+        ("PFSID 15:4, PASID", without_pfsid, [pasid_device_tlb | 1 << 52, 0x5000], of_pasid, reserved),
+        ("pages", |p| p.page_selective = false, [0x1_0032, 0x5000], pages, reserved),
+        ("domain", few_domains, [0x0105_0022, 0], domain(0x105), domain(5)),
+        (
+            "domain of a PASID",
+            few_domains,
+            [0x000f_ffff_0105_0017, 0],
+            pasid_entries(0x105, 0xf_ffff),
+            pasid_entries(5, 0xf_ffff),
+        ),
+    ];
+    for (name, change, [low, high], with, without) in rows {
+        let mut profile = Profile::svm(46);
+        assert_eq!(decode(&[low, high, 0, 0], SCALABLE, &Capability::new(&profile).unwrap()), with, "{name}");
+        change(&mut profile);
+        let found = decode(&[low, high, 0, 0], SCALABLE, &Capability::new(&profile).unwrap());
+        assert_eq!(found, without, "{name}, not offered");
     }
 }
 

@@ -8,6 +8,7 @@ use iommu_core::testkit::RecordingEndpoint;
 use iommu_core::{
     DeviceTlbCompletion, DeviceTlbInvalidation, Endpoint, Msi, PageResponse, Pasid, PortSet, SourceId,
 };
+use iommu_vtd::Profile;
 use vm_memory::Bytes;
 use vm_memory::GuestAddress;
 
@@ -66,6 +67,33 @@ fn bad_tails_and_rings() {
         machine.write32(IQT, tail);
         assert_eq!((machine.read32(FSTS), machine.read64(IQERCD)), (IQE, code), "{name}");
         assert_eq!(machine.read32(IQH), 0, "{name}");
+    }
+}
+
+/// Which descriptors are taken depends on the tables that the last "set root" latched. (name, mode of the tables,
+/// descriptor, IQEI)
+#[test]
+fn the_mode_of_the_tables_decides_what_is_taken() {
+    let rows = [
+        ("wait, reserved mode", 0b10, (2 << 32 | 0x25, STATUS), 7),
+        ("interrupt entries, reserved mode", 0b10, (0x04, 0), 7),
+        ("PASIDs, legacy", 0b00, desc::PASID_GLOBAL, 3),
+        ("pages of a PASID, legacy", 0b00, desc::pasid_iotlb_all(1, 1), 3),
+        ("device-TLB of a PASID, legacy", 0b00, desc::device_tlb_all(1), 3),
+        ("answer to a page request, legacy", 0b00, desc::response(1, 3, 0), 3),
+        ("PASIDs, abort", 0b11, desc::PASID_GLOBAL, 0),
+        ("PASIDs, scalable", 0b01, desc::PASID_GLOBAL, 0),
+        ("contexts, legacy", 0b00, desc::CONTEXT_GLOBAL, 0),
+    ];
+    for (name, mode, descriptor, code) in rows {
+        let machine = Machine::with(&Profile::full(46));
+        let driver = Driver::new(&machine);
+        driver.enable_queue();
+        driver.set_root(0x10_0000 | mode << 10);
+        driver.put(descriptor.0, descriptor.1);
+        driver.kick();
+        let status = if code == 0 { 0 } else { IQE };
+        assert_eq!((machine.read32(FSTS), machine.read64(IQERCD)), (status, code), "{name}");
     }
 }
 

@@ -117,13 +117,18 @@ Kernels: lab (built here), debian-6.1, debian-6.12, debian-newest (fetched from 
 Examples:
   cargo lab matrix                      every cell; hours where guests are emulated
   cargo lab matrix --kernel lab         the lab's kernel only
-  cargo lab matrix --kernel debian-6.1 first-stage legacy")]
+  cargo lab matrix --kernel debian-6.1 first-stage legacy
+  cargo lab matrix --kernel lab --unit pt=off pass-through first-stage
+                                        the cells of pass-through fail, the others do not")]
 pub struct Matrix {
     /// Only cells whose names hold one of these.
     pub filters: Vec<String>,
     /// Only this kernel; may be repeated.
     #[arg(long, value_name = "KERNEL")]
     pub kernel: Vec<String>,
+    /// Options to add to every cell's unit, as svmm run --iommu takes them.
+    #[arg(long, value_name = "OPTIONS")]
+    pub unit: Option<String>,
 }
 
 /// How the kernel is had.

@@ -24,6 +24,9 @@ fn before_rows() -> Vec<Row> {
         row("29h: ... or written, which is no way to interrupt", 0x29)
             .request(|r| at(without_pasid(r), 0xfeef_fffc))
             .gets([Ur, No, No, No], 0),
+        row("29h: ... or read and written at once", 0x29)
+            .request(|r| at(without_pasid(Request { access: Access::Atomic, ..r }), 0xfee0_1000))
+            .gets([Ur, No, No, No], 0),
         row("29h: ... with translation off, PASID or not", 0x29)
             .spoil(|w| w.root.set(RootLatch::default()))
             .request(|r| at(r, 0xfee0_1000))

@@ -109,16 +109,25 @@ fn fetch(cache: &Cache, apt: &PrivateApt, choice: &Choice) -> Result<Stock> {
             "the Debian archive that this host uses has no kernel for {name}; another release may have it"
         )
     })?;
-    let version =
-        apt.versions(package)?.into_iter().next().with_context(|| format!("{package} has no version"))?;
     let work = cache.folder("stock-work")?;
     let folder = cache.publish(KIND, name, |part| {
-        apt.unpack(package, &version, &work)?;
+        for package in parts(package) {
+            if let Some(version) = apt.versions(&package)?.first() {
+                apt.unpack(&package, version, &work)?;
+            }
+        }
         keep(&work, part)?;
         fs::write(part.join("package"), package).context("cannot write the cache folder")
     });
     cache::remove(&work)?;
     Ok(Stock { package: package.to_owned(), folder: folder? })
+}
+
+/// The packages in which a kernel may be: where image and modules have their own, its package only needs them.
+fn parts(package: &str) -> impl Iterator<Item = String> {
+    ["linux-image-", "linux-binary-", "linux-modules-"]
+        .into_iter()
+        .map(move |start| package.replacen("linux-image-", start, 1))
 }
 
 /// The package with the highest version of a series.
@@ -142,11 +151,12 @@ fn numbers(package: &str) -> Vec<u64> {
 
 /// Takes what is needed out of an unpacked package.
 fn keep(package: &Path, target: &Path) -> Result<()> {
-    let boot = entry(&package.join("boot"), "vmlinuz-")?;
-    fs::copy(&boot, target.join(IMAGE)).with_context(|| format!("cannot copy {}", boot.display()))?;
     let modules = ["usr/lib/modules", "lib/modules"].map(|name| package.join(name));
     let modules = modules.iter().find(|folder| folder.is_dir()).context("the package holds no modules")?;
     let tree = entry(modules, "")?;
+    let beside = tree.join(IMAGE);
+    let boot = if beside.is_file() { beside } else { entry(&package.join("boot"), "vmlinuz-")? };
+    fs::copy(&boot, target.join(IMAGE)).with_context(|| format!("cannot copy {}", boot.display()))?;
     let mut archive = Archive::new();
     let mut order = String::new();
     for path in with_dependencies(&tree)? {
