@@ -10,6 +10,7 @@ use rustix::process::{Resource, getrlimit};
 use vfio_bridge::NestedIommu;
 use vfio_bridge::advice::advice;
 use vfio_bridge::caps::Offer;
+use vfio_bridge::meter::Metered;
 use vfio_bridge::sys::{Cdev, FunctionHandle, Iommufd, inherited};
 
 use super::sysfs::Sysfs;
@@ -38,6 +39,8 @@ pub(crate) struct Devices {
     /// By the number of the unit that they are behind.
     pub(crate) hosts: BTreeMap<Option<usize>, Arc<NestedIommu>>,
     pub(crate) devices: Vec<Device>,
+    /// Counts what the host is asked, if there are devices.
+    pub(crate) meter: Option<Metered>,
 }
 
 /// What is opened with.
@@ -61,8 +64,11 @@ impl Devices {
             return Ok(all);
         }
         let iommufd = open_iommufd(opener.iommufd)?;
+        let metered = Metered::new(Arc::new(iommufd.clone()));
+        all.meter = Some(metered.clone());
+        let through = (&iommufd, &metered);
         for (slot, spec) in (opener.first_slot..).zip(specs) {
-            all.add(slot, spec, &iommufd, opener)?;
+            all.add(slot, spec, through, opener)?;
         }
         Ok(all)
     }
@@ -71,7 +77,7 @@ impl Devices {
         &mut self,
         slot: u8,
         spec: VfioSpec,
-        iommufd: &Iommufd,
+        (iommufd, metered): (&Iommufd, &Metered),
         opener: &Opener<'_>,
     ) -> Result<(), Complaint> {
         let thing = format!("--vfio {}", spec.device);
@@ -83,9 +89,10 @@ impl Devices {
             .map_err(|error| Complaint::new(&thing, error, "raise the limit of open files (ulimit -n)"))?;
         let member = opener.kvm.add(file);
         let function = cdev.function();
-        let (host, first) = self.host(spec.placement.unit, iommufd)?;
+        let (host, first) = self.host(spec.placement.unit, metered)?;
         let source = SourceId::from_bdf(0, slot, 0);
-        let offer = host.add_device(source, Box::new(cdev)).map_err(|error| refused(&error))?;
+        let offer =
+            host.add_device(source, metered.device(Box::new(cdev))).map_err(|error| refused(&error))?;
         if first {
             host.add_memory(opener.ram).map_err(|error| refused(&error))?;
         }
@@ -98,7 +105,7 @@ impl Devices {
     fn host(
         &mut self,
         unit: Option<usize>,
-        iommufd: &Iommufd,
+        metered: &Metered,
     ) -> Result<(Arc<NestedIommu>, bool), Complaint> {
         if let Some(host) = self.hosts.get(&unit) {
             return Ok((host.clone(), false));
@@ -106,7 +113,7 @@ impl Devices {
         let first = self.hosts.is_empty();
         let host = match self.hosts.values().next() {
             Some(other) => other.sibling(),
-            None => NestedIommu::new(Arc::new(iommufd.clone()))
+            None => NestedIommu::new(Arc::new(metered.clone()))
                 .map_err(|error| complaint(IOMMUFD, None, &error))?,
         };
         let host = Arc::new(host);
