@@ -50,9 +50,10 @@ const ROWS: [Row; 5] = [
 impl Levels {
     /// Takes in a line of the host's, or of the `inner` machine.
     pub fn line(&mut self, line: &str, inner: bool) {
-        let Some(json) = line.trim_end().strip_prefix(STATS) else { return };
+        // What a kernel prints as it powers off may stand before it, half a line.
+        let Some((_, json)) = line.split_once(STATS) else { return };
         let end = if inner { &mut self.guest } else { &mut self.host };
-        *end = serde_json::from_str(json).ok().or_else(|| end.take());
+        *end = serde_json::from_str(json.trim_end()).ok().or_else(|| end.take());
     }
 
     /// The numbers of a row: of the host's unit, the bridge, the guest's unit.
@@ -116,7 +117,7 @@ fn micro(nanoseconds: u64) -> String {
 mod tests {
     use super::*;
 
-    const HOST: &str = "svmm: stats {\"units\":{\"iommu0\":{\"page_requests\":4,\"page_request_groups\":3,\
+    const HOST: &str = "[   3.svmm: stats {\"units\":{\"iommu0\":{\"page_requests\":4,\"page_request_groups\":3,\
         \"page_group_responses\":3,\"iotlb\":9,\"waits\":7}}}\r";
     const GUEST: &str = "svmm: stats {\"units\":{\"assigned\":{\"page_requests\":4,\"page_request_groups\":3,\
         \"page_group_responses\":3,\"iotlb\":8,\"waits\":6}},\"hosts\":{\"iommufd\":{\"page_requests\":4,\
