@@ -34,38 +34,20 @@ const TE: u64 = 1 << 31;
 /// Domain-id of all first-stage entries.
 pub(crate) const DOMAIN: u16 = 7;
 
-pub(crate) struct Machine {
-    pub(crate) kernel: FakeKernel,
-    pub(crate) host: Arc<NestedIommu>,
+/// What the guest sees: memory, and a unit.
+pub(crate) struct Board {
     pub(crate) memory: Memory,
     pub(crate) unit: Arc<Unit<Memory>>,
-    /// How often a device was to be stopped.
-    pub(crate) stops: Arc<AtomicUsize>,
 }
 
-impl Machine {
-    /// Devices 0 and 1, and a unit that offers what the host does.
-    pub(crate) fn new() -> Self {
-        let memory = Memory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
-        let kernel = FakeKernel::new();
-        let host = Arc::new(NestedIommu::new(Arc::new(kernel.clone())).unwrap());
-        for device in 0..2 {
-            host.add_device(source(device), Box::new(kernel.add_device(0))).unwrap();
-        }
-        host.add_memory(&memory).unwrap();
-        let (profile, _) = Profile::full(46).behind(&host.capabilities());
+impl Board {
+    /// A unit that offers what `profile` and the host have.
+    pub(crate) fn new(memory: Memory, profile: Profile, host: &dyn HostIommu) -> Self {
+        let (profile, _) = profile.behind(&host.capabilities());
         let profile = Profile { interrupt_remapping: false, ..profile }.settled();
         let config = UnitConfig { capability: Capability::new(&profile).unwrap(), source: SourceId(0) };
         let unit = Arc::new(Unit::new(&config, memory.clone(), Arc::new(RecordingMsi::default())));
-        let stops = Arc::new(AtomicUsize::new(0));
-        for device in 0..2 {
-            let stops = stops.clone();
-            let stop = move |_: &_| {
-                stops.fetch_add(1, Ordering::Relaxed);
-            };
-            unit.attach_host(source(device), host.clone(), stop).unwrap();
-        }
-        Self { kernel, host, memory, unit, stops }
+        Self { memory, unit }
     }
 
     fn write(&self, register: u64, value: u64) {
@@ -81,6 +63,39 @@ impl Machine {
 
     fn word(&self, gpa: u64) -> u64 {
         self.memory.read_obj(GuestAddress(gpa)).unwrap()
+    }
+}
+
+pub(crate) struct Machine {
+    pub(crate) kernel: FakeKernel,
+    pub(crate) host: Arc<NestedIommu>,
+    pub(crate) board: Board,
+    pub(crate) unit: Arc<Unit<Memory>>,
+    /// How often a device was to be stopped.
+    pub(crate) stops: Arc<AtomicUsize>,
+}
+
+impl Machine {
+    /// Devices 0 and 1, and a unit that offers what the host does.
+    pub(crate) fn new() -> Self {
+        let memory = Memory::from_ranges(&[(GuestAddress(0), 16 << 20)]).unwrap();
+        let kernel = FakeKernel::new();
+        let host = Arc::new(NestedIommu::new(Arc::new(kernel.clone())).unwrap());
+        for device in 0..2 {
+            host.add_device(source(device), Box::new(kernel.add_device(0))).unwrap();
+        }
+        host.add_memory(&memory).unwrap();
+        let board = Board::new(memory, Profile::full(46), &*host);
+        let unit = board.unit.clone();
+        let stops = Arc::new(AtomicUsize::new(0));
+        for device in 0..2 {
+            let stops = stops.clone();
+            let stop = move |_: &_| {
+                stops.fetch_add(1, Ordering::Relaxed);
+            };
+            unit.attach_host(source(device), host.clone(), stop).unwrap();
+        }
+        Self { kernel, host, board, unit, stops }
     }
 
     /// All calls of the kernel so far.
@@ -103,8 +118,8 @@ impl Machine {
 
     /// Ends the machine; every object must be gone and every group answered once.
     pub(crate) fn finish(self) {
-        let Self { kernel, host, unit, .. } = self;
-        drop(unit);
+        let Self { kernel, host, board, unit, .. } = self;
+        drop((board, unit));
         assert_eq!(Arc::strong_count(&host), 1);
         drop(host);
         check_nothing_left(&kernel);
@@ -113,7 +128,7 @@ impl Machine {
 
 /// The guest's driver.
 pub(crate) struct Guest<'m> {
-    pub(crate) machine: &'m Machine,
+    board: &'m Board,
     pub(crate) tables: Tables<'m, Memory>,
     tail: Cell<u64>,
     head: Cell<u64>,
@@ -122,23 +137,27 @@ pub(crate) struct Guest<'m> {
 impl<'m> Guest<'m> {
     /// Switches everything on, with tables that bind nothing.
     pub(crate) fn boot(machine: &'m Machine) -> Self {
-        let tables = Tables::new(&machine.memory, 0x10_0000..0x80_0000);
+        Self::boot_on(&machine.board)
+    }
+
+    pub(crate) fn boot_on(board: &'m Board) -> Self {
+        let tables = Tables::new(&board.memory, 0x10_0000..0x80_0000);
         for device in 0..2 {
             // The directory is there from the start.
             tables.context(source(device));
         }
-        machine.write(IQA, RING | 1 << 11 | 1);
-        machine.write(GCMD, QIE);
-        machine.write(RTADDR, tables.root_register().raw_value());
-        machine.write(GCMD, QIE | SRTP);
-        machine.write(PQA, PAGE_QUEUE | 4);
-        machine.write(GCMD, QIE | TE);
-        Self { machine, tables, tail: Cell::new(0), head: Cell::new(0) }
+        board.write(IQA, RING | 1 << 11 | 1);
+        board.write(GCMD, QIE);
+        board.write(RTADDR, tables.root_register().raw_value());
+        board.write(GCMD, QIE | SRTP);
+        board.write(PQA, PAGE_QUEUE | 4);
+        board.write(GCMD, QIE | TE);
+        Self { board, tables, tail: Cell::new(0), head: Cell::new(0) }
     }
 
     /// Submits descriptors and a wait, and finds the wait complete.
     pub(crate) fn submit(&self, descriptors: &[(u64, u64)]) {
-        let memory = &self.machine.memory;
+        let memory = &self.board.memory;
         for (low, high) in descriptors.iter().chain(&[(2 << 32 | 0x25, STATUS)]) {
             for (index, word) in [*low, *high, 0, 0].into_iter().enumerate() {
                 memory.write_obj(word, GuestAddress(RING + 32 * self.tail.get() + 8 * index as u64)).unwrap();
@@ -146,7 +165,7 @@ impl<'m> Guest<'m> {
             self.tail.set((self.tail.get() + 1) % 256);
         }
         memory.write_obj(0_u32, GuestAddress(STATUS)).unwrap();
-        self.machine.write(IQT, self.tail.get() * 32);
+        self.board.write(IQT, self.tail.get() * 32);
         assert_eq!(memory.read_obj::<u32>(GuestAddress(STATUS)).unwrap(), 2);
     }
 
@@ -174,12 +193,12 @@ impl<'m> Guest<'m> {
 
     /// Answers all page requests that are in the queue. The addresses of those that were last of a group.
     pub(crate) fn serve(&self) -> Vec<u64> {
-        let machine = self.machine;
-        machine.write(PRS, 1);
-        let tail = machine.read(PQT);
+        let board = self.board;
+        board.write(PRS, 1);
+        let tail = board.read(PQT);
         let mut served = Vec::new();
         while self.head.get() != tail {
-            let [low, high] = [0, 8].map(|word| machine.word(PAGE_QUEUE + self.head.get() + word));
+            let [low, high] = [0, 8].map(|word| board.word(PAGE_QUEUE + self.head.get() + word));
             if high & 4 != 0 {
                 served.push(high & !0xfff);
                 // PP, RID and PASID as they came.
@@ -188,9 +207,9 @@ impl<'m> Guest<'m> {
             }
             self.head.set((self.head.get() + 32) % (16 << 12));
         }
-        machine.write(PQH, self.head.get());
+        board.write(PQH, self.head.get());
         // Overflow ends when there is room.
-        machine.write(PRS, 2);
+        board.write(PRS, 2);
         served
     }
 }

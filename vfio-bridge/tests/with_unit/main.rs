@@ -9,3 +9,4 @@ mod common;
 mod hostile;
 mod machine;
 mod page_requests;
+mod shadow;
