@@ -42,7 +42,7 @@ use crate::stats::Stats;
 use crate::terminal::RawTerminal;
 use crate::units::{Surroundings, Units};
 use crate::vfio::connect::Connector;
-use crate::vfio::open::{self, Devices, Opener};
+use crate::vfio::open::{Devices, Opener};
 use crate::vfio::served::Served;
 use crate::{acpi, start_report};
 
@@ -134,9 +134,9 @@ fn open_devices(config: &mut Config, vm: &Vm, ram: &GuestRam) -> Result<Devices,
     if specs.is_empty() {
         return Ok(Devices::default());
     }
-    let first_slot = open::first_slot(config.svm.len());
     let kvm = KvmVfio::new(vm.fd());
-    Devices::open(specs, &Opener { iommufd: config.iommufd, first_slot, ram, kvm: &kvm })
+    let opener = Opener { iommufd: config.iommufd, endpoints: config.svm.len(), ram, kvm: &kvm };
+    Devices::open(&specs, &opener)
 }
 
 fn kvm_refused(error: &crate::kvm::Error) -> Complaint {
