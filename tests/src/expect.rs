@@ -145,7 +145,7 @@ const FAULTS: [&str; 8] = [
 ];
 
 /// Programs that say in the log which case begins and ends.
-const TELLERS: [&str; 2] = ["svm-selftest: ", "iommufd-test: "];
+const TELLERS: [&str; 3] = ["svm-selftest: ", "iommufd-test: ", "bridge-test: "];
 
 impl KernelLog {
     /// Takes what the guest's init printed between its markers. Pure.

@@ -80,7 +80,7 @@ fn without_failures_nothing_fails() {
     }
 }
 
-const ERRNOS: [Errno; 5] = [Errno::IO, Errno::BUSY, Errno::INVAL, Errno::NOMEM, Errno::OPNOTSUPP];
+const ERRNOS: [Errno; 3] = [Errno::IO, Errno::INVAL, Errno::OPNOTSUPP];
 
 #[test]
 fn each_call_may_fail_once() {
@@ -102,7 +102,7 @@ fn each_call_may_fail_once() {
             }
         }
     }
-    assert!(runs > 45 * 50, "a history has dozens of calls: {runs}");
+    assert!(runs > 27 * 50, "a history has dozens of calls: {runs}");
 }
 
 const CALLS: [Call; 13] = [
@@ -221,6 +221,24 @@ fn a_domain_has_a_limit() {
         drop(host);
         check_nothing_left(&kernel);
     }
+}
+
+/// Mappings that lead nowhere cost the host nothing but time, and that has an end too.
+#[test]
+fn mappings_that_lead_nowhere_count() {
+    let (kernel, guest, ram) = (FakeKernel::new(), Arc::new(GuestTables::default()), ram());
+    let host = Host::new(Kind::Iommufd, &kernel, guest.clone()).unwrap();
+    host.add_device(&kernel, 0).1.unwrap();
+    host.add_memory(&ram).unwrap();
+    for page in 0..=MAPPINGS_LIMIT as u64 {
+        guest.put(1, page << 12, 12, (1 << 40, RW));
+    }
+    let error = host.host().set_domain(source(0), None, &second(1, 0)).unwrap_err();
+    assert_eq!(errno(&error), Some(Errno::NOSPC), "{error}");
+    guest.unmap(1, &IovaRange::aligned(0, 12));
+    let calls = kernel.count(Call::IoasCopy);
+    host.host().set_domain(source(0), None, &second(1, 0)).unwrap();
+    assert_eq!(kernel.count(Call::IoasCopy), calls);
 }
 
 /// Locked memory that is not enough: the error names the limit.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use iommu_core::{IovaRange, Permissions};
+use iommu_core::{IovaRange, Mapping, Permissions};
 
 /// Input addresses that lead to guest memory: what one system call maps, and one takes back whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,6 +74,8 @@ pub(super) struct Changes {
     pub(super) gone_areas: usize,
     /// What is to come.
     pub(super) new: Vec<Area>,
+    /// A mapping that leads to no memory, and is left out.
+    pub(super) nowhere: Option<Mapping>,
 }
 
 impl Changes {

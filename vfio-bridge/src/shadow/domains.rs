@@ -44,6 +44,8 @@ struct Copy<Space> {
     pending: Pending,
     /// What is mapped is not known: kept for those who cannot be detached, and not for others.
     broken: bool,
+    /// It was told that something is left out.
+    complained: bool,
 }
 
 /// All copies.
@@ -86,6 +88,7 @@ impl<S: AddressSpaces> Domains<S> {
             areas: Areas::default(),
             pending: Pending::default(),
             broken: false,
+            complained: false,
         };
         copy.update(spaces, guest, &IovaRange::ALL)?;
         let number = self.next;
@@ -158,7 +161,17 @@ impl<Space> Copy<Space> {
             plan(&Source { mappings, domain: &self.domain, ram: guest.ram }, &self.areas, range)
         });
         let changes = changes.map_err(|errno| self.refused(errno))?;
-        let Changes { gone, new, .. } = changes;
+        let Changes { gone, new, nowhere, .. } = changes;
+        if let Some(mapping) = nowhere.filter(|_| !self.complained) {
+            // Once: a guest can do it any number of times.
+            self.complained = true;
+            log::info!(
+                "domain {}: {:#x} leads to {:#x}, which is no memory; devices cannot use it",
+                self.id.0,
+                mapping.range.start(),
+                mapping.base.0
+            );
+        }
         for range in &gone {
             spaces.unmap(&self.space, range)?;
             self.areas.remove(range);

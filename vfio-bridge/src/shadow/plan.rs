@@ -8,8 +8,9 @@ use rustix::io::Errno;
 use super::areas::{Area, Areas, Changes, changes, union};
 use crate::memory::{HostRange, parts_in_memory};
 
-/// Most mappings of one domain. Each costs this process and its kernel a few hundred bytes, and a guest can make as
-/// many as it has addresses. With 4 KiB pages it is a gigabyte of memory that a device can reach at a time.
+/// Most mappings of one domain, those that lead nowhere included. Each costs this process and its kernel a few hundred
+/// bytes, and a guest can make as many as it has addresses. With 4 KiB pages it is a gigabyte of memory that a device
+/// can reach at a time.
 pub const MAPPINGS_LIMIT: usize = 1 << 18;
 
 /// A domain as it is copied.
@@ -31,10 +32,10 @@ pub(super) fn plan(source: &Source<'_>, areas: &Areas, range: &IovaRange) -> Res
     let mut range = areas.hull(range);
     // Three sizes of blocks on either side; a guest that changes its tables meanwhile gets what was read last.
     for _ in 0..ROUNDS {
-        let (wanted, reached) = read(source, &range)?;
+        let Found { wanted, reached, nowhere } = read(source, &range)?;
         let hull = areas.hull(&union(&range, &reached));
         if hull == range {
-            let changes = changes(areas, &range, wanted);
+            let changes = Changes { nowhere, ..changes(areas, &range, wanted) };
             let after = areas.len() - changes.gone_areas + changes.new.len();
             return if after > MAPPINGS_LIMIT { Err(Errno::NOSPC) } else { Ok(changes) };
         }
@@ -46,20 +47,34 @@ pub(super) fn plan(source: &Source<'_>, areas: &Areas, range: &IovaRange) -> Res
 /// Rounds in which a range may grow.
 const ROUNDS: usize = 16;
 
-/// The guest's mappings that share an address with `range`, and how far they reach.
-fn read(source: &Source<'_>, range: &IovaRange) -> Result<(Vec<Area>, IovaRange), Errno> {
-    let mut wanted = Vec::new();
-    let mut reached = *range;
+/// What the guest maps.
+struct Found {
+    wanted: Vec<Area>,
+    /// How far mappings reach.
+    reached: IovaRange,
+    /// The first that leads to no memory.
+    nowhere: Option<Mapping>,
+}
+
+/// The guest's mappings that share an address with `range`.
+fn read(source: &Source<'_>, range: &IovaRange) -> Result<Found, Errno> {
+    let mut found = Found { wanted: Vec::new(), reached: *range, nowhere: None };
+    let mut told = 0;
     let visit = source.mappings.visit(source.domain, range, &mut |mapping| {
-        reached = union(&reached, &mapping.range);
         let Mapping { range: whole, base, permissions } = *mapping;
+        found.reached = union(&found.reached, &whole);
+        let before = found.wanted.len();
         parts_in_memory(source.ram, &whole, base.0, |iova, base| {
-            wanted.push(Area { iova, base, permissions, whole });
+            found.wanted.push(Area { iova, base, permissions, whole });
         });
-        if wanted.len() > MAPPINGS_LIMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        if found.wanted.len() == before {
+            found.nowhere.get_or_insert(*mapping);
+        }
+        told += 1;
+        if told > MAPPINGS_LIMIT { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     match visit {
-        Visit::Complete => Ok((wanted, reached)),
+        Visit::Complete => Ok(found),
         Visit::Stopped => Err(Errno::NOSPC),
         Visit::TooMuch => Err(Errno::TOOBIG),
         Visit::Unsupported => Err(Errno::OPNOTSUPP),
