@@ -61,12 +61,20 @@ pub fn run(options: &cli::Demo) -> Result<bool> {
     }
     console.progress.done(&format!("console in {}", log.display()));
     show(&console.report, &codes);
-    if options.chain {
-        println!("\n{}", console.levels.table());
-        console.levels.times().iter().for_each(|line| println!("  {line}"));
-    }
-    let agree = !options.chain || console.levels.agree();
+    let agree = !options.chain || show_levels(&console.levels, &console.report);
     Ok(console.report.passed() && codes == [0] && agree)
+}
+
+/// What both ends counted; whether it fits together.
+fn show_levels(levels: &Levels, report: &Report) -> bool {
+    println!("\n{}", levels.table());
+    let mut agree = true;
+    for (holds, text) in levels.rules(report.page_requests()) {
+        println!("  {} {text}", if holds { "ok    " } else { "FAILED" });
+        agree &= holds;
+    }
+    levels.times().iter().for_each(|line| println!("  {line}"));
+    agree
 }
 
 /// The words of `svmm run` for a guest that assigns its endpoint to another.
@@ -180,7 +188,7 @@ fn show(report: &Report, codes: &[i32]) {
         println!("  One page request, from the device's miss to its retry:\n");
         println!("{}", timeline.draw(40));
     }
-    let served: u64 = report.cases.iter().filter_map(|case| case.figure("pr")?.parse::<u64>().ok()).sum();
+    let served = report.page_requests();
     let count = |wanted: &str| report.cases.iter().filter(|case| verdict(case) == wanted).count();
     println!(
         "  {} passed, {} failed, {} skipped, {served} page requests served",
