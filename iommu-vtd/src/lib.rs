@@ -25,6 +25,7 @@
 //! | 9 translation structures | [`spec`] |
 //! | 11 registers | [`capability`], [`regs`], [`event`], [`spec::registers`] |
 //! | all of it put together | [`mod@unit`] |
+//! | (none) assigned functions | `host`, [`mappings`] |
 //! | (none) taking a unit's state out and putting it in | [`state`] |
 //!
 //! # Contracts
@@ -49,13 +50,14 @@
 //! | interrupt delivery | [`iommu_core::MsiSink`] | takes the unit's own interrupts, which are never remapped; called with the unit's leaf locks held |
 //! | the register page | calls of [`Unit::mmio_read`] and [`Unit::mmio_write`] | from CPU threads, which hold no lock of a function and no session; a write comes back when all is done that it sets off, which includes calls of [`iommu_core::Endpoint`] |
 //! | functions | [`iommu_core::Dma`] to reach memory by; [`Unit::attach_endpoint`] for those with a device-TLB or page requests | the contracts of [`iommu_core`] |
+//! | assigned functions | [`Unit::attach_host`] with an [`iommu_core::HostIommu`], and a profile that fits it ([`Profile::behind`]) | called inside register writes, with nothing held that page requests want; what bounds a hostile guest: `host` |
 //! | interrupts of functions and I/O APICs | [`iommu_core::RemappedMsi`], or [`iommu_core::InterruptRemapper::resolve`] for routes in a kernel | the same |
 //! | the DMAR table | [`Dmar`] | bytes, checked for what guests reject |
 //! | snapshots | [`Unit::save`], [`Unit::restore`], [`Unit::resume`] | CPUs and functions stand still; guest memory comes back before the unit, functions before `resume` |
 //!
 //! # What it doesn't implement
 //!
-//! Hosts behind the unit ([`iommu_core::HostIommu`]), host permission tables, I/O permissions in second stages,
+//! Host permission tables, I/O permissions in second stages,
 //! memory types and MTRRs, protected memory regions, performance monitoring, enhanced and virtual commands: none is
 //! offered in the capability registers. PASIDs in translated requests are judged, but no profile offers them. The
 //! "no snoop" flag of a translation is not told to devices: accesses to memory are always coherent. Completion

@@ -133,8 +133,9 @@ impl Stats {
     /// # Errors
     /// They are not there.
     pub fn parse(text: &str) -> Result<Self> {
-        let line = text.lines().find_map(|line| line.strip_prefix(STATS)).context("there are no stats")?;
-        Ok(Self(serde_json::from_str(line).context("the stats are strange")?))
+        // Of the inner svmm, half a line of its guest's may stand before it.
+        let (_, json) = text.lines().find_map(|line| line.split_once(STATS)).context("there are no stats")?;
+        Ok(Self(serde_json::from_str(json).context("the stats are strange")?))
     }
 
     /// A number of the part `name` of the kind `kind`; `key` may lead into it: `times.p50_ns`.

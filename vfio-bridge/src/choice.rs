@@ -92,6 +92,12 @@ impl fmt::Display for Way {
     }
 }
 
+/// What a door answers where the host has no such file: another way may be tried.
+#[must_use]
+pub fn absent(object: impl fmt::Display) -> HostError {
+    refused(OPEN_DEVICE, object, Errno::NOENT)
+}
+
 /// How the host's files are opened.
 pub trait Doors {
     /// `/dev/iommu`.

@@ -14,8 +14,12 @@
 //! guest's answer ───────► respond ─────────────────────► the fault queue, by cookie
 //! ```
 //!
+//! A host that cannot nest keeps copies of the guest's second-stage tables instead ([`shadow`], [`container`]);
+//! [`choose`] finds out what it can.
+//!
 //! | module | what it holds |
 //! | --- | --- |
+//! | [`choice`] | which way, found out by trying |
 //! | [`kernel`] | what is needed of the host's kernel, as traits |
 //! | [`sys`] | the real kernel: layouts and system calls |
 //! | `testkit` | a kernel that lives in memory (feature `testkit`) |
@@ -25,6 +29,8 @@
 //! | [`advice`] | what a user can do about an error |
 //! | `bindings` | what every (device, PASID) is bound to |
 //! | [`backend`] | [`NestedIommu`]: all of it together, and the lock order |
+//! | [`shadow`] | [`ShadowIommu`]: copies of second-stage tables, over iommufd |
+//! | [`container`] | [`ContainerIommu`]: the same over legacy VFIO containers |
 //! | [`memory`] | guest memory as the host is told of it, and a device's as the guest is |
 //! | [`function`], [`function_file`] | an assigned PCI function, and what it needs of the kernel |
 //! | [`meter`] | what the kernel is asked, counted |
@@ -38,8 +44,8 @@
 //!
 //! # What it does not do
 //!
-//! Second stages of the guest's own (the host has no way to compose them), hosts that cannot nest. Unrecoverable DMA faults stay with the host:
-//! for VT-d its interface reports none.
+//! Second stages of the guest's own where the host nests (it has no way to compose them). Unrecoverable DMA faults stay
+//! with the host: for VT-d its interface reports none.
 #![deny(unsafe_code)]
 
 pub mod advice;

@@ -17,6 +17,7 @@ pub(crate) const OPEN_IOMMUFD: &str = "open";
 pub(crate) const OPEN_DEVICE: &str = "open a device";
 pub(crate) const OPEN_CONTAINER: &str = "open a container";
 pub(crate) const OPEN_GROUP: &str = "open a group";
+pub(crate) const SET_UP_CONTAINER: &str = "set up a container";
 pub(crate) const BIND: &str = "bind to the iommufd";
 pub(crate) const MAKE_NEST_PARENT: &str = "make a nest parent";
 pub(crate) const MAKE_PAGE_TABLE: &str = "make a page table";

@@ -163,6 +163,25 @@ fn blocks_are_hit_whole() {
     }
 }
 
+/// A block in two parts, because interrupt messages are between them: it goes as a whole.
+#[test]
+fn parts_of_a_block_go_together() {
+    for kind in KINDS {
+        let bench = Bench::new(kind, 1);
+        bench.guest.map(1, 0xfec0_0000, 22, (0, RW));
+        bench.set(0, &second(1, 0x1000));
+        let rows = [(0xfec0_0000, Some((0, RW))), (0xfee0_0000, None), (0xfef0_0000, Some((0x30_0000, RW)))];
+        for (iova, expected) in rows {
+            assert_eq!(bench.lookup(0, iova), expected, "{kind:?} {iova:#x}");
+        }
+        bench.guest.map(1, 0xfec0_0000, 12, (0x1000, RW));
+        bench.invalidate(0xf_ec00, 1);
+        assert_eq!(bench.lookup(0, 0xfec0_0000), Some((0x1000, RW)));
+        assert_eq!(bench.lookup(0, 0xfef0_0000), None, "{kind:?}");
+        bench.finish();
+    }
+}
+
 /// What stays is not touched: a device may be using it.
 #[test]
 fn neighbours_are_left_alone() {

@@ -30,6 +30,10 @@ Examples:
   A guest that is a host in turn: it can run svmm, and assign the endpoint to its own guest:
     svmm run --kernel bzImage --initrd host.cpio --memory-mib 2048 --nested --svm
 
+  What would a guest get of a device of the host's, and why not more? Then give it the device:
+    svmm doctor --vfio 0000:6a:01.0
+    svmm run --kernel bzImage --initrd initramfs.cpio --vfio 0000:6a:01.0
+
   Can this host run guests, and how fast?
     svmm doctor";
 
@@ -102,7 +106,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) svm: Vec<String>,
     /// Assign a device of the host's that is bound to vfio-pci: its PCI address, its file below /dev/vfio/devices, or
-    /// fd=N of that file, open; then its options: id=NAME, and those of all devices. Without iommu=ID, such devices
+    /// fd=N of that file, open; then its options: id=NAME, mode=auto|nested|shadow|container (auto: the best that the
+    /// host has), and those of all devices. Without iommu=ID, such devices
     /// have a unit of their own, of the full profile as far as the host goes along. May be given several times
     #[arg(long, value_name = "DEVICE[,OPTION...]")]
     pub(crate) vfio: Vec<String>,
@@ -142,6 +147,12 @@ pub(crate) struct DoctorArgs {
     /// Probe one thing only and print one line for scripts
     #[arg(long, value_enum)]
     pub(crate) probe: Option<Probe>,
+    /// What a guest would get of a device, named as for `svmm run --vfio`; for what it would not get, the reason
+    #[arg(long, value_name = "DEVICE", conflicts_with = "probe")]
+    pub(crate) vfio: Option<String>,
+    /// The open /dev/iommu, if svmm itself may not open it: fd=N
+    #[arg(long, value_name = "FD", requires = "vfio")]
+    pub(crate) iommufd: Option<String>,
 }
 
 /// What can be probed alone.

@@ -6,7 +6,7 @@ mod files;
 mod namespace;
 mod svm;
 mod units;
-pub(crate) mod vfio;
+mod vfio;
 
 use crate::cli::RunArgs;
 use crate::cpus::Cpus;
@@ -17,7 +17,7 @@ pub(crate) use disk::DiskFile;
 pub(crate) use files::{Initrd, Kernel, KernelFormat, SerialTarget, StatsTarget};
 pub(crate) use svm::SvmSpec;
 pub(crate) use units::{Placement, UnitSpec};
-pub(crate) use vfio::{Named, VfioSpec};
+pub(crate) use vfio::{Named, VfioSpec, parse_iommufd, parse_name};
 
 /// vCPUs at most: APIC ids stay below 255, and the 8-bit fields of CPUID hold their number.
 pub(crate) const MAX_CPUS: u32 = 64;

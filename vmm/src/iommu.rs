@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use devices::bus::BusDevice;
-use iommu_core::{Dma, InterruptRemapper, MsiSink, RemappedMsi, SourceId};
-use iommu_vtd::{Capability, Unit, UnitConfig};
+use iommu_core::{Dma, GuestMappings, InterruptRemapper, MsiSink, RemappedMsi, SourceId};
+use iommu_vtd::{Capability, SecondStageMappings, Unit, UnitConfig};
 
 use crate::layout::requester;
 use crate::memory::GuestRam;
@@ -39,6 +39,11 @@ impl Iommu {
     /// Memory behind the unit, for the function `source`.
     pub(crate) fn dma(&self, source: SourceId) -> Dma<GuestRam> {
         Dma::new(source, GuestRam::clone(&self.ram), self.unit.clone(), self.unit.ports())
+    }
+
+    /// Tells what the guest's second-stage tables map.
+    pub(crate) fn mappings(&self) -> Arc<dyn GuestMappings> {
+        Arc::new(SecondStageMappings::new(GuestRam::clone(&self.ram), self.unit.capability()))
     }
 
     /// The unit itself.

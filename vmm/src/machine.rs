@@ -19,6 +19,7 @@ use devices::virtio::VirtioFunction;
 use devices::virtio::blk::{Blk, FileDisk};
 use iommu_core::SourceId;
 use kvm_ioctls::VcpuFd;
+use vfio_bridge::meter::Metered;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::linux::{self, Entry};
@@ -41,7 +42,7 @@ use crate::stats::Stats;
 use crate::terminal::RawTerminal;
 use crate::units::{Surroundings, Units};
 use crate::vfio::connect::Connector;
-use crate::vfio::open::{self, Devices, Opener};
+use crate::vfio::open::{Devices, Opener};
 use crate::vfio::served::Served;
 use crate::{acpi, start_report};
 
@@ -90,6 +91,7 @@ impl Machine {
         let keyboard = wiring.add_serial(std::mem::replace(&mut config.serial, SerialTarget::Null))?;
         wiring.add_platform(config.exit_port)?;
         let mut root = wiring.pci_root(&config.svm)?;
+        let meter = devices.meter.clone();
         let served = wiring.add_devices(&mut root, devices, &vm)?;
         wiring.add_disks(&mut root, std::mem::take(&mut config.disks))?;
         wiring.add_pci(root)?;
@@ -97,7 +99,7 @@ impl Machine {
         wiring.units.insert_into(&mut wiring.mmio)?;
         let entry = load(&ram, &mut config, &wiring.units)?;
         let paging = wiring.units.paging(vm.paging());
-        let stats = config.stats.take().map(|target| (wiring.stats(), target));
+        let stats = config.stats.take().map(|target| (wiring.stats(meter), target));
         let exits = wiring.finish();
         let cpus = (config.cpus.ids())
             .map(|apic_id| {
@@ -132,9 +134,9 @@ fn open_devices(config: &mut Config, vm: &Vm, ram: &GuestRam) -> Result<Devices,
     if specs.is_empty() {
         return Ok(Devices::default());
     }
-    let first_slot = open::first_slot(config.svm.len());
     let kvm = KvmVfio::new(vm.fd());
-    Devices::open(specs, &Opener { iommufd: config.iommufd, first_slot, ram, kvm: &kvm })
+    let opener = Opener { iommufd: config.iommufd, endpoints: config.svm.len(), ram, kvm: &kvm };
+    Devices::open(&specs, &opener)
 }
 
 fn kvm_refused(error: &crate::kvm::Error) -> Complaint {
@@ -329,9 +331,13 @@ impl Wiring {
     }
 
     /// What counts.
-    fn stats(&self) -> Stats {
+    fn stats(&self, meter: Option<Metered>) -> Stats {
         let mut stats = Stats::default();
         self.units.count_into(&mut stats);
+        if let Some(meter) = meter {
+            let numbers = move || serde_json::to_value(meter.read()).unwrap_or_default();
+            stats.add("hosts", "iommufd".to_owned(), numbers);
+        }
         stats
     }
 

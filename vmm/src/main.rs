@@ -60,7 +60,10 @@ fn main() -> ExitCode {
         return complain(&complaint);
     }
     match cli.command {
-        cli::Command::Doctor(arguments) => ExitCode::from(u8::from(!doctor::run(arguments.probe))),
+        cli::Command::Doctor(arguments) => match doctor::run(&arguments) {
+            Ok(usable) => ExitCode::from(u8::from(!usable)),
+            Err(complaint) => complain(&complaint),
+        },
         cli::Command::Run(arguments) => match run(*arguments, start) {
             Ok(outcome) => {
                 if matches!(outcome, Outcome::HostFailure(_)) {

@@ -71,11 +71,15 @@ pub struct Guest {
 Examples:
   cargo lab demo
   cargo lab demo --verbose             with the guest's console
-  cargo lab demo --svm pri=off         what fails without page requests")]
+  cargo lab demo --svm pri=off         what fails without page requests
+  cargo lab demo --chain               the endpoint assigned to a guest's guest")]
 pub struct Demo {
     /// The guest.
     #[command(flatten)]
     pub guest: Guest,
+    /// Assign the endpoint of the guest to a guest inside it, and run the selftest there.
+    #[arg(long)]
+    pub chain: bool,
     /// Show the guest's console while it runs.
     #[arg(long, short)]
     pub verbose: bool,

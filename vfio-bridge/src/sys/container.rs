@@ -16,7 +16,7 @@ use vmm_sys_util::ioctl_io_nr;
 
 use crate::kernel::{ContainerFile, Result};
 use crate::memory::HostRange;
-use crate::object::{OPEN_CONTAINER, OPEN_GROUP, refused};
+use crate::object::{OPEN_CONTAINER, OPEN_GROUP, SET_UP_CONTAINER, refused};
 use crate::sys::done;
 
 ioctl_io_nr!(VFIO_GET_API_VERSION, c::VFIO_TYPE as u32, c::VFIO_BASE);
@@ -65,7 +65,7 @@ impl Container {
     /// 2), `EBUSY` if the group is in another container, and as the host says.
     pub fn from_fds(container: OwnedFd, group: OwnedFd) -> std::result::Result<Self, HostError> {
         let files = Files { group: group.into(), container: container.into() };
-        files.join().map_err(|(what, errno)| refused("set up", what, errno))?;
+        files.join().map_err(|(what, errno)| refused(SET_UP_CONTAINER, what, errno))?;
         Ok(Self(Arc::new(files)))
     }
 
@@ -95,8 +95,8 @@ impl Container {
 impl Files {
     /// The group into the container, and the container to work. Which of the two refused.
     fn join(&self) -> std::result::Result<(), (&'static str, Errno)> {
-        const CONTAINER: &str = "container";
-        const GROUP: &str = "group";
+        const CONTAINER: &str = "its file";
+        const GROUP: &str = "the group";
         // SAFETY: no argument.
         let version = unsafe { ioctl(&self.container, VFIO_GET_API_VERSION()) };
         done(version).map_err(|errno| (CONTAINER, errno))?;
@@ -218,7 +218,7 @@ mod tests {
     #[test]
     fn errors_are_the_kernels() {
         let error = Container::from_fds(null(), null()).err().unwrap();
-        assert_eq!(error.to_string(), "set up on container failed");
+        assert_eq!(error.to_string(), "set up a container on its file failed");
         assert_eq!(Errno::from_io_error(&error.source), Some(Errno::NOTTY));
         let error = Container::open(Path::new("/dev/null/none")).err().unwrap();
         assert!(error.operation == OPEN_CONTAINER || error.operation == OPEN_GROUP);

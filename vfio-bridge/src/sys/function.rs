@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
@@ -27,6 +27,14 @@ ioctl_io_nr!(VFIO_DEVICE_RESET, c::VFIO_TYPE as u32, c::VFIO_BASE + 11);
 /// The open file of a VFIO PCI device, of whichever kind: clones of it are the same file.
 #[derive(Clone)]
 pub struct FunctionHandle(pub(super) Arc<File>);
+
+impl FunctionHandle {
+    /// Takes over the file of a device that is in use already, as one of a group is.
+    #[must_use]
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self(Arc::new(File::from(fd)))
+    }
+}
 
 /// Bytes of the structures as the ioctls want them told.
 const INFO_BYTES: u32 = 16;

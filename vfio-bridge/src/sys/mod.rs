@@ -14,6 +14,8 @@ mod vfio;
 pub use container::{Container, VFIO};
 pub use function::FunctionHandle;
 pub use iommufd::Iommufd;
+#[cfg(feature = "testkit")]
+pub(crate) use mapping::map;
 pub use vfio::Cdev;
 
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};

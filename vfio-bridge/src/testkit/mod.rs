@@ -10,6 +10,7 @@
 mod container;
 mod device;
 mod faults;
+mod function;
 mod iommufd;
 mod space;
 mod yes;
@@ -29,6 +30,7 @@ use space::Space;
 
 pub use container::{CONTAINER_LIMIT, FakeContainer};
 pub use device::{FakeDevice, config_space};
+pub use function::{Did, FakeFunction, Model, place};
 pub use yes::{YesDevice, YesKernel};
 
 /// The calls that can fail.
@@ -66,6 +68,24 @@ pub enum Call {
     Detach,
     /// `pread` of configuration space.
     ConfigRead,
+    /// `VFIO_DEVICE_GET_INFO`.
+    DeviceInfo,
+    /// `VFIO_DEVICE_GET_REGION_INFO`.
+    RegionInfo,
+    /// `pread` of a region, by the function.
+    RegionRead,
+    /// `pwrite` of a region.
+    RegionWrite,
+    /// `mmap` of a region.
+    RegionMap,
+    /// `VFIO_DEVICE_GET_IRQ_INFO`.
+    IrqInfo,
+    /// `VFIO_DEVICE_SET_IRQS` with events.
+    SetIrqs,
+    /// `VFIO_DEVICE_SET_IRQS` with none.
+    DisableIrqs,
+    /// `VFIO_DEVICE_RESET`.
+    Reset,
     /// `VFIO_IOMMU_MAP_DMA`.
     ContainerMap,
     /// `VFIO_IOMMU_UNMAP_DMA`.

@@ -33,6 +33,11 @@ impl GuestTables {
     /// Maps a block of `2^bits` bytes in place of all that overlaps it.
     pub(crate) fn map(&self, domain: u32, iova: u64, bits: u32, (base, permissions): (u64, Permissions)) {
         self.unmap(domain, &IovaRange::aligned(iova, bits));
+        self.put(domain, iova, bits, (base, permissions));
+    }
+
+    /// Maps a block where nothing is.
+    pub(crate) fn put(&self, domain: u32, iova: u64, bits: u32, (base, permissions): (u64, Permissions)) {
         self.0.lock().unwrap().insert((domain, iova), (bits, base, permissions));
     }
 
@@ -40,6 +45,14 @@ impl GuestTables {
     pub(crate) fn unmap(&self, domain: u32, range: &IovaRange) {
         let overlaps = |iova, bits| IovaRange::aligned(iova, bits).overlaps(range);
         self.0.lock().unwrap().retain(|(of, iova), (bits, ..)| *of != domain || !overlaps(*iova, *bits));
+    }
+
+    /// The blocks that overlap `range`.
+    pub(crate) fn blocks(&self, domain: u32, range: &IovaRange) -> Vec<IovaRange> {
+        let blocks = self.0.lock().unwrap();
+        let of_domain = blocks.iter().filter(|((of, _), _)| *of == domain);
+        let all = of_domain.map(|((_, iova), (bits, ..))| IovaRange::aligned(*iova, *bits));
+        all.filter(|block| block.overlaps(range)).collect()
     }
 
     /// Where an address leads.

@@ -4,6 +4,8 @@ use std::fmt;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use vfio_bridge::choice::Wanted;
+
 use super::complaint::Complaint;
 use super::units::{Placement, UnitSpec};
 use crate::layout::MAX_UNITS;
@@ -42,6 +44,8 @@ pub(crate) struct VfioSpec {
     pub(crate) id: String,
     /// Its unit.
     pub(crate) placement: Placement,
+    /// How it is to be translated; the same for all behind a unit.
+    pub(crate) wanted: Wanted,
 }
 
 /// All devices. Those that name no unit get one of their own, which is added to `units`; without units they get none.
@@ -70,23 +74,39 @@ pub(super) fn parse_all(values: &[String], units: &mut Vec<UnitSpec>) -> Result<
         if all.iter().any(|other| other.device == spec.device) {
             return Err(Complaint::new(format_args!("--vfio {value}"), "given twice", "give it once"));
         }
+        let beside = all.iter().find(|other| other.placement.unit == spec.placement.unit);
+        if beside.is_some_and(|other| other.wanted != spec.wanted) {
+            let reason = "another device of the same unit has another mode";
+            return Err(Complaint::new(
+                format_args!("--vfio {value}"),
+                reason,
+                "give all the same, or iommu=ID of another unit",
+            ));
+        }
         all.push(spec);
     }
     Ok(all)
 }
 
-/// `PATH|BDF|fd=N[,id=NAME]` and what all devices have.
+/// `PATH|BDF|fd=N[,id=NAME][,mode=WAY]` and what all devices have.
 fn parse(value: &str, units: &[UnitSpec]) -> Result<VfioSpec, Complaint> {
     let (device, options) = value.split_once(',').unwrap_or((value, ""));
     let device = parse_name(device)?;
     let (placement, rest) = Placement::take(options, "--vfio", units)?;
-    let mut spec = VfioSpec { id: device.to_string(), device, placement };
+    let mut spec = VfioSpec { id: device.to_string(), device, placement, wanted: Wanted::Auto };
     for option in rest {
         match option.split_once('=') {
             Some(("id", name)) if !name.is_empty() => spec.id = name.to_owned(),
+            Some(("mode", way)) => {
+                spec.wanted = way.parse().map_err(|known| {
+                    let thing = format_args!("--vfio option '{option}'").to_string();
+                    Complaint::new(thing, "no such mode", format_args!("give {known}"))
+                })?;
+            }
             _ => {
                 let thing = format_args!("--vfio option '{option}'").to_string();
-                return Err(Complaint::new(thing, "unknown", "known are id=NAME, iommu, rmrr-mib and satc"));
+                let remedy = "known are id=NAME, mode, iommu, rmrr-mib and satc";
+                return Err(Complaint::new(thing, "unknown", remedy));
             }
         }
     }
@@ -124,7 +144,10 @@ fn address(text: &str) -> Option<String> {
 }
 
 /// `--iommufd fd=N`.
-pub(super) fn parse_iommufd(value: &str) -> Result<RawFd, Complaint> {
+///
+/// # Errors
+/// It is none.
+pub(crate) fn parse_iommufd(value: &str) -> Result<RawFd, Complaint> {
     let thing = format!("--iommufd {value}");
     match value.strip_prefix("fd=") {
         Some(number) => parse_fd(number, &thing),
@@ -197,7 +220,7 @@ mod tests {
     /// (values, units before, what is said)
     #[test]
     fn wrong_devices_are_named_with_reason_and_remedy() {
-        let rows: [(&[&str], &[&str], &str); 12] = [
+        let rows: [(&[&str], &[&str], &str); 14] = [
             (&["6a:01"], &[], "--vfio 6a:01: names no device; give an address such as"),
             (&[""], &[], "names no device"),
             (&["6a:01.g"], &[], "names no device"),
@@ -206,6 +229,12 @@ mod tests {
             (&["fd=2"], &[], "--vfio fd=2: no number of an open file; give 3 or more"),
             (&["fd=x"], &[], "give 3 or more"),
             (&["6a:01.0,id="], &[], "--vfio option 'id=': unknown; known are"),
+            (
+                &["6a:01.0,mode=fast"],
+                &[],
+                "'mode=fast': no such mode; give auto, nested, shadow or container",
+            ),
+            (&["6a:01.0,mode=shadow", "6a:02.0"], &["iommu0"], "has another mode; give all the same"),
             (&["6a:01.0,iommu=x"], &["iommu0"], "no unit has this id; give one of iommu0"),
             (&["6a:01.0", "0000:6A:01.0"], &[], "given twice"),
             (&["6a:01.0"], &["iommu0", "assigned"], "give iommu=assigned"),

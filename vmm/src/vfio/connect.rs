@@ -3,11 +3,13 @@
 use std::sync::{Arc, Weak};
 
 use devices::pci::PciRoot;
-use iommu_core::{Domain, DomainId, HostIommu as _, SourceId};
-use vfio_bridge::NestedIommu;
+use iommu_core::{Domain, DomainId, SourceId};
+use vfio_bridge::choice::Bridge;
 use vfio_bridge::function::{AssignedFunction, Connections, HostSide};
 
-use super::open::{Device, Devices, complaint};
+use super::doors::Opened;
+use super::open::{Device, Devices};
+use super::refusal::Refusal;
 use super::served::{Function, PageRequests, Served};
 use crate::config::{Complaint, reasons};
 use crate::iommu::Iommu;
@@ -37,6 +39,11 @@ impl Connector {
         root: &mut PciRoot,
     ) -> Result<Vec<Served>, Complaint> {
         let mut served = Vec::new();
+        for (unit, host) in &devices.hosts {
+            if let Some(iommu) = unit.and_then(|number| units.iommu(number)) {
+                host.set_mappings(iommu.mappings());
+            }
+        }
         for device in devices.devices {
             let Some(host) = devices.hosts.get(&device.placement.unit) else { continue };
             served.push(Served::Function(self.connect_one(device, host, units, root)?));
@@ -53,13 +60,13 @@ impl Connector {
     fn connect_one(
         &self,
         device: Device,
-        host: &Arc<NestedIommu>,
+        host: &Bridge,
         units: &mut Units,
         root: &mut PciRoot,
     ) -> Result<Function, Complaint> {
-        let Device { id, source, slot, placement, offer, function, member } = device;
+        let Device { id, source, placement, offer, opened: Opened { function, member } } = device;
         let thing = format!("--vfio {id}");
-        let refused = |error: &_| complaint(&thing, None, error);
+        let refused = |error: &_| Refusal::of(&thing, None, error).complaint;
         let behind = units.place(source, &placement);
         let iommu = behind.iommu().cloned();
         let connections = Connections {
@@ -81,17 +88,17 @@ impl Connector {
                         function.stop_dma();
                     }
                 };
-                iommu.unit().attach_host(source, host.clone(), stop).map_err(|error| refused(&error))?;
+                iommu.unit().attach_host(source, host.iommu(), stop).map_err(|error| refused(&error))?;
             }
             None => {
                 let all = Domain::PassThrough { id: DomainId(0) };
-                host.set_domain(source, None, &all).map_err(|error| refused(&error))?;
+                host.iommu().set_domain(source, None, &all).map_err(|error| refused(&error))?;
             }
         }
-        root.insert(slot, 0, function.clone())
+        root.insert(source.devfn() >> 3, 0, function.clone())
             .map_err(|error| Complaint::new(&thing, error, "please report it"))?;
         tell(&id, source, &offer);
-        Ok(Function { id, function, host: host.clone(), iommu, member: Some(member) })
+        Ok(Function { id, function, host: host.clone(), iommu, member })
     }
 }
 
@@ -105,7 +112,7 @@ fn tell(id: &str, source: SourceId, offer: &vfio_bridge::caps::Offer) {
 
 /// The IOMMU's side of functions behind one unit, or behind none.
 struct UnitSide {
-    host: Arc<NestedIommu>,
+    host: Bridge,
     iommu: Option<Iommu>,
 }
 

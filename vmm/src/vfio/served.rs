@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::sync::Arc;
 
-use vfio_bridge::NestedIommu;
+use vfio_bridge::choice::Bridge;
 use vfio_bridge::fault_queue::FaultQueue;
 use vfio_bridge::function::{AssignedFunction, Notice};
 
@@ -40,7 +40,7 @@ impl AsRawFd for Served {
 /// The host's recoverable faults on their way to the guest. Fields are dropped in this order.
 pub(crate) struct PageRequests {
     pub(crate) queue: Arc<FaultQueue>,
-    pub(crate) host: Arc<NestedIommu>,
+    pub(crate) host: Bridge,
     pub(crate) iommu: Iommu,
     pub(crate) failures: u32,
 }
@@ -67,7 +67,7 @@ impl PageRequests {
 pub(crate) struct Function {
     pub(crate) id: String,
     pub(crate) function: Arc<AssignedFunction>,
-    pub(crate) host: Arc<NestedIommu>,
+    pub(crate) host: Bridge,
     pub(crate) iommu: Option<Iommu>,
     pub(crate) member: Option<Member>,
 }

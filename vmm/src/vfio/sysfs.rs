@@ -23,11 +23,11 @@ impl Default for Sysfs {
 }
 
 impl Sysfs {
-    /// The file by which the device at `address` can be had.
+    /// Whether VFIO has the device at `address`.
     ///
     /// # Errors
-    /// There is none: no such device, another driver has it, or the kernel has no such files.
-    pub(crate) fn device_file(&self, address: &str) -> Result<PathBuf, Complaint> {
+    /// No such device, none that can be assigned, or another driver has it.
+    pub(crate) fn check(&self, address: &str) -> Result<(), Complaint> {
         let thing = format!("--vfio {address}");
         let folder = self.devices.join(address);
         if !folder.exists() {
@@ -42,18 +42,24 @@ impl Sysfs {
             return Err(Complaint::new(thing, reason, "give an endpoint: bridges cannot be assigned"));
         }
         let driver = link_name(&folder.join("driver"));
-        let numbered = fs::read_dir(folder.join("vfio-dev")).ok().into_iter().flatten().flatten();
-        let name =
-            numbered.map(|entry| entry.file_name()).find(|name| name.to_string_lossy().starts_with("vfio"));
-        match (name, driver.as_deref()) {
-            (Some(name), _) => Ok(self.files.join(name)),
-            // A variant of it, for one kind of device, is as good; without a file there is nothing to tell it by.
-            (None, Some(driver)) if driver.contains("vfio") => {
-                let remedy = "the host's kernel needs CONFIG_VFIO_DEVICE_CDEV, of Linux 6.6 or later";
-                Err(Complaint::new(thing, "VFIO has no file for the device", remedy))
-            }
-            (None, driver) => Err(self.not_bound(&thing, address, driver)),
+        // A variant for one kind of device is as good.
+        if driver.as_ref().is_some_and(|driver| driver.contains("vfio")) {
+            return Ok(());
         }
+        Err(self.not_bound(&thing, address, driver.as_deref()))
+    }
+
+    /// The file by which a device that VFIO has can be had. Kernels without `CONFIG_VFIO_DEVICE_CDEV` have none.
+    pub(crate) fn device_file(&self, address: &str) -> Option<PathBuf> {
+        let entries = fs::read_dir(self.devices.join(address).join("vfio-dev")).ok()?.flatten();
+        let mut names = entries.map(|entry| entry.file_name());
+        names.find(|name| name.to_string_lossy().starts_with("vfio")).map(|name| self.files.join(name))
+    }
+
+    /// The legacy file of the IOMMU group that a device is in.
+    pub(crate) fn group_file(&self, address: &str) -> Option<PathBuf> {
+        let group = link_name(&self.devices.join(address).join("iommu_group"))?;
+        Some(self.files.parent()?.join(group))
     }
 
     fn not_bound(&self, thing: &str, address: &str, driver: Option<&str>) -> Complaint {
@@ -157,7 +163,8 @@ mod tests {
         tree.device(ADDRESS, "0x088000\n", Some("vfio-pci"));
         tree.file(ADDRESS, "vfio12");
         let path = PathBuf::from("/dev/vfio/devices/vfio12");
-        assert_eq!(tree.sysfs().device_file(ADDRESS), Ok(path.clone()));
+        assert_eq!(tree.sysfs().check(ADDRESS), Ok(()));
+        assert_eq!(tree.sysfs().device_file(ADDRESS), Some(path.clone()));
         assert_eq!(tree.sysfs().address_of(&path).as_deref(), Some(ADDRESS));
         assert_eq!(tree.sysfs().address_of("/dev/vfio/devices/vfio1".as_ref()), None);
     }
@@ -176,22 +183,26 @@ mod tests {
                 Some("idxd"),
                 "bound to idxd, not to vfio-pci; as root: echo vfio-pci > ",
             ),
-            (
-                "no files",
-                endpoint,
-                Some("vfio-pci"),
-                "VFIO has no file for the device; the host's kernel needs",
-            ),
-            ("a variant without", endpoint, Some("mlx5_vfio_pci"), "VFIO has no file for the device"),
         ] {
             let tree = Tree::new();
             tree.device(ADDRESS, class, driver);
-            let complaint = tree.sysfs().device_file(ADDRESS).unwrap_err().to_string();
+            let complaint = tree.sysfs().check(ADDRESS).unwrap_err().to_string();
             assert!(complaint.contains(expected), "{name}: {complaint}");
             assert_eq!(complaint.contains("/driver/unbind"), driver == Some("idxd"), "{name}: {complaint}");
         }
-        let complaint = Tree::new().sysfs().device_file(ADDRESS).unwrap_err().to_string();
+        let complaint = Tree::new().sysfs().check(ADDRESS).unwrap_err().to_string();
         assert!(complaint.starts_with("--vfio 0000:6a:01.0: there is no such PCI device"), "{complaint}");
+    }
+
+    #[test]
+    fn files_are_those_of_the_device_and_of_its_group() {
+        let tree = Tree::new();
+        tree.device(ADDRESS, "0x088000", Some("mlx5_vfio_pci"));
+        assert_eq!(tree.sysfs().check(ADDRESS), Ok(()), "a variant");
+        assert_eq!((tree.sysfs().device_file(ADDRESS), tree.sysfs().group_file(ADDRESS)), (None, None));
+        symlink("../../groups/17", tree.folder.path().join("devices").join(ADDRESS).join("iommu_group"))
+            .unwrap();
+        assert_eq!(tree.sysfs().group_file(ADDRESS), Some("/dev/vfio/17".into()));
     }
 
     #[test]

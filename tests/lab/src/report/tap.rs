@@ -53,6 +53,12 @@ impl Report {
         whole && good && !self.cases.is_empty() && self.bail_out.is_none()
     }
 
+    /// Page requests that the device sent in all cases.
+    #[must_use]
+    pub fn page_requests(&self) -> u64 {
+        self.cases.iter().filter_map(|case| case.figure("pr")?.parse::<u64>().ok()).sum()
+    }
+
     /// Takes in one line of the console.
     pub fn line(&mut self, line: &str) {
         let line = line.trim_end();

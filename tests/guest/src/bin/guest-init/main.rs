@@ -67,6 +67,8 @@ fn main() {
     for file in ["enabled", "defrag"] {
         let _ = fs::write(format!("/sys/kernel/mm/transparent_hugepage/{file}"), "madvise");
     }
+    // For the memory of guests in a guest that is a host.
+    let _ = fs::write("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise");
     // Every line that a test program puts into the log must stay there.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
     for line in modules::load_all() {

@@ -1,5 +1,6 @@
 //! The cases, by subject.
 
+mod churn;
 mod dirty;
 mod fault;
 mod host;
@@ -21,6 +22,7 @@ pub(crate) type Case = guest::program::Case<fn(&mut Bench<'_>) -> Result<()>>;
 pub(crate) fn all() -> Vec<Case> {
     [
         host::CASES,
+        churn::CASES,
         second_stage::CASES,
         nested::CASES,
         invalidate::CASES,

@@ -1,12 +1,24 @@
 //! `svmm doctor`: what this host can do, and what to do about what is missing.
 
+mod vfio;
+
 use std::path::Path;
 
-use crate::cli::Probe;
+use crate::cli::{DoctorArgs, Probe};
+use crate::config::{Complaint, parse_iommufd, parse_name};
 use crate::kvm::probe::{self, Kind};
 
-/// Prints findings; whether a guest can be run here.
-pub(crate) fn run(only: Option<Probe>) -> bool {
+/// Prints findings; whether a guest can be run here, or be given the device that is asked about.
+///
+/// # Errors
+/// The question is none.
+pub(crate) fn run(arguments: &DoctorArgs) -> Result<bool, Complaint> {
+    let Some(device) = &arguments.vfio else { return Ok(host(arguments.probe)) };
+    let iommufd = arguments.iommufd.as_deref().map(parse_iommufd).transpose()?;
+    Ok(vfio::run(&parse_name(device)?, iommufd))
+}
+
+fn host(only: Option<Probe>) -> bool {
     let kvm = probe::kvm();
     let usable = matches!(kvm.kind, Kind::Native | Kind::Nested);
     if only == Some(Probe::Kvm) {
