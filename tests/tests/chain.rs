@@ -9,7 +9,7 @@ use svmm_tests::chain::{Chain, Inner, Stats, host};
 use svmm_tests::expect::Tap;
 
 /// What the inner svmm is told; then come the things to do in its guest.
-const ASSIGNED: &str = "--vfio=0000:00:01.0;--memory-mib=256;--stats=stderr";
+const ASSIGNED: &str = "--memory-mib=256;--stats=stderr;--vfio=0000:00:01.0";
 
 /// No case failed and the kernel did not complain.
 fn green(inner: &Inner) -> Tap {
@@ -98,4 +98,36 @@ fn a_killed_svmm_leaves_the_device_to_the_next() {
     let stats = chain.stats().unwrap();
     let answered = next.stats().unwrap().get("hosts", "iommufd", "page_group_responses").unwrap();
     assert!(stats.unit("page_requests").unwrap() > answered, "nothing was asked before the kill");
+}
+
+/// Whoever runs this inner svmm wants to know which way its device goes, and why.
+const TOLD: &str = "--log=info";
+/// DMA by a kernel's own mappings, while they come and go.
+const CHURN: &str = "svmm.unbound;/bin/iommufd-test,--filter,address-space-unmap,--filter,map-unmap-churn";
+
+/// The host's unit does not nest, so the inner guest's second-stage tables are copied, first over iommufd and then over
+/// a legacy container. DMA is byte-exact; sharing an address space is refused, and svmm says why.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn without_nesting_second_stages_are_copied() {
+    let guest = host()
+        .unwrap()
+        .iommu("svm")
+        .run(&format!("@host:{TOLD};{ASSIGNED};{CHURN}"))
+        .run(&format!("@host:{TOLD};{ASSIGNED},mode=container;{CHURN}"))
+        .run(&format!("@host:{TOLD};{ASSIGNED};/bin/svm-selftest,--filter,demand-fault-record"));
+    let chain = Chain::run(&guest).unwrap();
+    let [iommufd, container, shared] = &chain.inner[..] else { panic!("{}", chain.host.tail()) };
+    let ways = [
+        (iommufd, "shadow page tables over iommufd: device 00:01.0: hardware: no nested translation"),
+        (container, "shadow page tables over legacy VFIO containers: as asked for"),
+    ];
+    for (inner, way) in ways {
+        assert!(inner.text.contains(&format!("assigned devices use {way}")), "{}", inner.text);
+        assert!(inner.text.contains("no Pasid: shadow: "), "{}", inner.text);
+        green(inner);
+    }
+    assert_eq!(shared.code, Some(65), "{}", shared.text);
+    let refused = "cannot bind this address space through /dev/uio0";
+    assert!(shared.text.contains(refused), "{}", shared.text);
 }

@@ -1,7 +1,6 @@
 //! One assigned function: what it is bound to, and what it should be.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use iommu_core::{Domain, DomainId, HostError, HostIommu, PageResponse, Pasid, SourceId};
@@ -61,7 +60,8 @@ impl Function {
         self.stale = true;
     }
 
-    /// Reads again what was noted, or else the `named` PASIDs, and calls `changed` for what is to be another.
+    /// Reads again the `named` PASIDs and what was noted, and calls `changed` for what is to be another; for some
+    /// perhaps more than once.
     pub(super) fn compare<M: TableMemory>(
         &mut self,
         cx: &Lookup<'_, M, NoCaches>,
@@ -71,29 +71,21 @@ impl Function {
     ) {
         let mut look = |pasid| {
             let domain = wanted(cx, source, pasid);
-            let differs = !self.is(pasid, &domain);
-            if differs {
+            if !self.is(pasid, &domain) {
                 changed(pasid, domain);
             }
-            differs
         };
+        named.iter().for_each(|pasid| look(*pasid));
         if !self.stale {
-            for pasid in named {
-                look(*pasid);
-            }
             return;
         }
+        // What was looked at before is here again; it is changed once.
         look(Pasid::ZERO);
-        for pasid in self.bound.keys().filter(|pasid| **pasid != Pasid::ZERO) {
-            look(*pasid);
-        }
-        let mut room = MOST_BINDINGS;
+        self.bound.keys().for_each(|pasid| look(*pasid));
         let scan = scan::present_pasids(cx, source, |pasid| {
-            let seen = pasid == Pasid::ZERO || self.bound.contains_key(&pasid);
-            if !seen && look(pasid) {
-                room -= 1;
+            if !self.bound.contains_key(&pasid) {
+                look(pasid);
             }
-            if room == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         self.stale = false;
         if scan.is_break() {
@@ -117,8 +109,11 @@ impl Function {
         }
     }
 
-    /// Binds a PASID, or blocks it if that is impossible.
+    /// Binds a PASID, if it is not bound so, or blocks it if that is impossible.
     pub(super) fn change(&mut self, source: SourceId, pasid: Pasid, domain: &Domain) {
+        if self.is(pasid, domain) {
+            return;
+        }
         let known = self.bound.contains_key(&pasid);
         let full = !known && self.bound.len() >= MOST_BINDINGS;
         if full && *domain != Domain::Blocked {

@@ -24,10 +24,10 @@
 //! # Bounds
 //!
 //! A PASID directory names a million entries, and a hostile guest can point all of it at one page. One reading looks
-//! at no more than [`MOST_TABLES`](scan::MOST_TABLES) PASID tables of a function, which is 4 MiB or about a
-//! millisecond, and a function has no more than [`MOST_BINDINGS`] bindings. What is beyond is blocked on the host,
-//! in ascending order of PASIDs, bindings that exist first; a PASID that is named by an invalidation of its own is
-//! looked at wherever it lies.
+//! at no more than [`MOST_TABLES`](scan::MOST_TABLES) PASID tables of a function, which is 4 MiB, and at 2,048 present
+//! entries in them: a millisecond (`benches/hosts.rs`). A function has no more than [`MOST_BINDINGS`] bindings. What
+//! is beyond is blocked on the host, in ascending order of PASIDs, bindings that exist first; a PASID that is named by
+//! an invalidation of its own is looked at wherever it lies.
 //!
 //! # What is blocked
 //!
@@ -53,7 +53,7 @@ use crate::tables::Context;
 /// Most bindings of one function. Each takes a page table and a domain-id of the host's, of which there are
 /// 65,536 at most.
 pub(crate) const MOST_BINDINGS: usize = 1024;
-/// More PASIDs than this named between two waits are not remembered one by one.
+/// So many PASIDs that were named are remembered.
 const MOST_NAMED: usize = 64;
 
 /// What stops a function that its host could not take off its tables.
@@ -149,14 +149,15 @@ impl Hosts {
         }
     }
 
-    /// PASID entries changed. Their domains are not looked at: an entry that was not present had none.
-    pub(crate) fn note_pasids(&mut self, scope: &PasidScope) {
+    /// PASID entries changed. Their domains are not looked at: an entry that was not present had none. `true` if
+    /// there is no room for more: [`Self::settle`] first.
+    pub(crate) fn note_pasids(&mut self, scope: &PasidScope) -> bool {
         match scope {
             PasidScope::All | PasidScope::Domain(_) => self.note_all(),
             PasidScope::Pasid { pasid, .. } if self.functions.is_empty() || self.named.contains(pasid) => {}
-            PasidScope::Pasid { .. } if self.named.len() >= MOST_NAMED => self.note_all(),
             PasidScope::Pasid { pasid, .. } => self.named.push(*pasid),
         }
+        self.named.len() >= MOST_NAMED
     }
 
     /// Translations changed.

@@ -64,7 +64,9 @@ impl<M: TableMemory> Unit<M> {
             }
             Descriptor::PasidCache(scope) => {
                 self.caches.invalidate_pasids(scope);
-                hosts.note_pasids(scope);
+                if hosts.note_pasids(scope) {
+                    self.settle(hosts);
+                }
             }
             Descriptor::Translations(invalidation) => {
                 self.invalidate_translations(invalidation);

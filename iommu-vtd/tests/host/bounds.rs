@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use iommu_core::testkit::HostCall;
 use iommu_core::{Domain, Gpa};
 
 use crate::driver::{ENDPOINT, desc};
@@ -72,13 +73,43 @@ fn a_scan_ends_and_what_is_named_is_found() {
     let far = context.pasid(3000 * 64).first_stage(DID).root();
     driver.submit(&[desc::PASID_GLOBAL]);
     assert_eq!(world.sets(), [(ENDPOINT, 1023 * 64 + 7, first(DID, near))]);
+    // Whether everything is looked at, too, or not.
+    for also in [vec![], vec![desc::PASID_GLOBAL]] {
+        driver.submit(&[&also[..], &[desc::pasid_cache(1, 3000 * 64)]].concat());
+        assert_eq!(world.sets(), [(ENDPOINT, 3000 * 64, first(DID, far))]);
+        context.pasid(3000 * 64).clear();
+        driver.submit(&[desc::pasid_cache(1, 3000 * 64)]);
+        assert_eq!(world.sets(), [(ENDPOINT, 3000 * 64, Domain::Blocked)]);
+        context.pasid(3000 * 64).edit(0, |word| word | 1);
+    }
     driver.submit(&[desc::pasid_cache(1, 3000 * 64)]);
-    assert_eq!(world.sets(), [(ENDPOINT, 3000 * 64, first(DID, far))]);
+    world.sets();
     driver.submit(&[desc::PASID_GLOBAL]);
     assert_eq!(world.sets(), [], "what is bound is looked at wherever it lies");
 }
 
-/// More PASIDs before one wait than are remembered one by one.
+/// Entries that are present and malformed bind nothing, and would take the longest to look at.
+#[test]
+fn malformed_entries_end_a_scan_too() {
+    let world = World::new();
+    let (driver, tables) = world.boot();
+    let context = tables.context(ENDPOINT);
+    let page = tables.word(context.pasid(0).directory_at());
+    for pasid in 0..64 {
+        tables.set_word(Gpa((page & !0xfff) + pasid * 64), 0x1c1);
+    }
+    // 2,048 entries in 32 tables.
+    for index in 1..32 {
+        tables.set_word(Gpa(context.pasid(0).directory_at().0 + 8 * index), page);
+    }
+    let beyond = context.pasid(32 * 64).first_stage(DID).root();
+    driver.submit(&[desc::PASID_GLOBAL]);
+    assert_eq!(world.sets(), []);
+    driver.submit(&[desc::pasid_cache(1, 32 * 64)]);
+    assert_eq!(world.sets(), [(ENDPOINT, 32 * 64, first(DID, beyond))]);
+}
+
+/// More PASIDs before one wait than are remembered at once.
 #[test]
 fn many_named_pasids_are_all_found() {
     let world = World::new();
@@ -86,9 +117,12 @@ fn many_named_pasids_are_all_found() {
     for pasid in 1..=150 {
         let _ = tables.context(ENDPOINT).pasid(pasid).pass_through(1);
     }
-    let named: Vec<_> = (1..=150).map(|pasid| desc::pasid_cache(1, pasid)).collect();
-    driver.submit(&named);
+    let named = (1..=150).map(|pasid| desc::pasid_cache(1, pasid));
+    driver.submit(&[desc::IOTLB_GLOBAL].into_iter().chain(named).collect::<Vec<_>>());
     assert_eq!(bound(&world), 150);
+    let calls = world.host.take_calls();
+    let flushed = calls.iter().position(|call| *call == HostCall::Sync).unwrap();
+    assert!(flushed + 1 < calls.len(), "some were done before all were known");
 }
 
 /// Tables where there is no memory.

@@ -1,6 +1,7 @@
 //! What has the tables read again, and which of them.
 
-use iommu_core::{Domain, Gpa, SourceId};
+use iommu_core::testkit::HostCall;
+use iommu_core::{Domain, Gpa, Invalidation, SourceId};
 use iommu_vtd::testkit::Tables;
 use iommu_vtd::{Profile, Unit, UnitConfig};
 
@@ -105,6 +106,9 @@ fn another_root_table_is_read_at_once() {
     let new = second.context(A).pasid(2).first_stage(DID).root();
     driver.set_root(second.root_register().raw_value());
     assert_eq!(world.sets(), [(A, 1, Domain::Blocked), (A, 2, first(DID, new))]);
+    // The same again: nothing is bound anew, but what is cached goes.
+    driver.set_root(second.root_register().raw_value());
+    assert_eq!(world.host.take_calls(), [HostCall::Invalidate(Invalidation::ALL), HostCall::Sync]);
     // What no mode serves is refused: abort-DMA, reserved.
     for mode in [3_u64, 2] {
         driver.set_root(second.root().0 | mode << 10);

@@ -1,6 +1,12 @@
 //! Random histories of a driver that announces what it changes: after every wait the host's bindings are what a
 //! naive reading of the tables says.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use iommu_core::sync::Mutex;
+use iommu_core::testkit::{HostCall, HostOutcome};
 use iommu_core::{Domain, DomainId, FirstStage, Gpa, Pasid, SourceId, TableFormat};
 use iommu_vtd::testkit::Tables;
 use proptest::prelude::*;
@@ -52,14 +58,25 @@ fn entry() -> impl Strategy<Value = Entry> {
     ]
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let how = prop_oneof![3 => Just(How::Pasid), 1 => Just(How::Domain), 1 => Just(How::AllPasids), 1 => Just(How::Contexts)];
+/// Entries change.
+fn changes() -> impl Strategy<Value = Step> {
+    let how = prop_oneof![
+        3 => Just(How::Pasid),
+        1 => Just(How::Domain),
+        1 => Just(How::AllPasids),
+        1 => Just(How::Contexts),
+    ];
     let entries = prop::collection::vec((0..FUNCTIONS.len(), 0..PASIDS.len(), entry()), 1..5);
+    (entries, how).prop_map(|(entries, how)| Step::Change { entries, how })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let function = || 0..FUNCTIONS.len();
     prop_oneof![
-        8 => (entries, how).prop_map(|(entries, how)| Step::Change { entries, how }),
-        1 => (0..FUNCTIONS.len(), any::<bool>()).prop_map(|(function, present)| Step::Context { function, present }),
+        8 => changes(),
+        1 => (function(), any::<bool>()).prop_map(|(function, present)| Step::Context { function, present }),
         1 => Just(Step::Switch),
-        1 => (0..FUNCTIONS.len()).prop_map(|function| Step::Replug { function }),
+        1 => function().prop_map(|function| Step::Replug { function }),
         1 => Just(Step::Reboot),
     ]
 }
@@ -209,6 +226,74 @@ proptest! {
             world.sets();
             driver.submit(&[desc::CONTEXT_GLOBAL, desc::PASID_GLOBAL]);
             prop_assert_eq!(world.sets(), vec![]);
+        }
+    }
+}
+
+/// What the host does with calls, one after the other, over and over.
+fn outcomes() -> impl Strategy<Value = Vec<HostOutcome>> {
+    let outcome = prop_oneof![
+        4 => Just(HostOutcome::Done),
+        2 => Just(HostOutcome::Refused),
+        1 => Just(HostOutcome::Stuck),
+    ];
+    prop::collection::vec(outcome, 1..12)
+}
+
+/// Refuses as `outcomes` say; what it is stuck with is written down. Taking notes never fails.
+fn refuse(world: &World, outcomes: Vec<HostOutcome>) -> Arc<Mutex<BTreeSet<(SourceId, u32)>>> {
+    let stuck = Arc::new(Mutex::new(BTreeSet::new()));
+    let (noted, next) = (stuck.clone(), AtomicUsize::new(0));
+    world.host.on_call(move |call| {
+        let outcome = outcomes[next.fetch_add(1, Ordering::Relaxed) % outcomes.len()];
+        let mut noted = noted.lock();
+        match (call, outcome) {
+            (HostCall::Invalidate(_) | HostCall::Respond(_), _) => HostOutcome::Done,
+            (HostCall::Set(source, pasid, _), outcome) => {
+                let pair = (*source, pasid.map_or(0, Pasid::get));
+                noted.remove(&pair);
+                if outcome == HostOutcome::Stuck {
+                    noted.insert(pair);
+                }
+                outcome
+            }
+            (HostCall::Sync, outcome) => outcome,
+        }
+    });
+    stuck
+}
+
+proptest! {
+    /// What is bound is what the tables say, or was to be stopped; and when the host is well again, all of it is.
+    #[test]
+    fn a_host_that_refuses_holds_nothing_that_was_taken_back(
+        steps in prop::collection::vec(changes(), 1..30),
+        outcomes in outcomes(),
+    ) {
+        let world = World::new();
+        let (driver, tables) = world.boot();
+        for source in FUNCTIONS {
+            for pasid in PASIDS {
+                let _ = tables.context(source).pasid(pasid);
+            }
+        }
+        let stuck = refuse(&world, outcomes);
+        let pairs = || FUNCTIONS.into_iter().flat_map(|source| PASIDS.map(|pasid| (source, pasid)));
+        for step in &steps {
+            let stops = world.stops.load(Ordering::Relaxed);
+            let before = stuck.lock().len();
+            take(&world, &driver, &tables, &mut [false; 2], step);
+            for (source, pasid) in pairs() {
+                let (found, expected) = (world.domain(source, pasid), naive(&tables, source, pasid));
+                let right = found == expected || found == Domain::Blocked;
+                prop_assert!(right || stuck.lock().contains(&(source, pasid)), "{} {:#x} {:?}", source, pasid, step);
+            }
+            prop_assert!(stuck.lock().len() <= before || world.stops.load(Ordering::Relaxed) > stops);
+        }
+        world.host.on_call(|_| HostOutcome::Done);
+        driver.submit(&[desc::CONTEXT_GLOBAL, desc::PASID_GLOBAL]);
+        for (source, pasid) in pairs() {
+            prop_assert_eq!(world.domain(source, pasid), naive(&tables, source, pasid), "{} {:#x}", source, pasid);
         }
     }
 }

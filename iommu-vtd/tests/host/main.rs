@@ -9,6 +9,7 @@ mod driver;
 mod events;
 mod failures;
 mod history;
+mod hostile;
 mod legacy;
 mod waits;
 mod world;

@@ -100,13 +100,15 @@ fn one_reading_and_one_flush_for_each_wait() {
     for pasid in 1..4 {
         let _ = tables.context(ENDPOINT).pasid(pasid).first_stage(DID);
     }
-    let mut many = vec![desc::PASID_GLOBAL; 20];
+    let mut many = vec![desc::pasid_iotlb_all(did, 2)];
+    many.extend(vec![desc::pasid_cache(did, 1); 100]);
+    many.extend([desc::PASID_GLOBAL; 20]);
     many.extend((0..50).map(|page| desc::pasid_iotlb_page(did, 1, page << 12)));
     driver.submit(&many);
     let calls = world.host.take_calls();
     let count = |wanted: fn(&HostCall) -> bool| calls.iter().filter(|call| wanted(call)).count();
     assert_eq!(count(|call| matches!(call, HostCall::Set(..))), 3);
-    assert_eq!(count(|call| matches!(call, HostCall::Invalidate(_))), 50);
+    assert_eq!(count(|call| matches!(call, HostCall::Invalidate(_))), 51);
     assert_eq!(count(|call| matches!(call, HostCall::Sync)), 1);
     assert_eq!(calls.last(), Some(&HostCall::Sync));
     // Two waits, and nothing to flush before the second.

@@ -15,7 +15,7 @@
 //! | `@kexec` | starts `/boot/bzImage` with `/boot/initrd` in place of the running kernel; `svmm.next=` becomes its `svmm.run=` |
 //! | `@hibernate:MODE` | suspends and resumes as `/sys/power/pm_test` has it: `devices`, `platform`, `processors`, `core` |
 //! | `@hibernate:disk` | hibernates to the first disk and powers off; a kernel with `resume=/dev/vda` goes on after it |
-//! | `@host:WORD;WORD` | runs `/bin/svmm` with `/boot/bzImage` and `/boot/initrd`; a WORD is an option of svmm, or a `svmm.run=` of the inner guest. Its lines come behind `inner\| ` |
+//! | `@host:WORD;WORD` | runs `/bin/svmm` with `/boot/bzImage` and `/boot/initrd`; a WORD is an option of svmm, a word that begins with `svmm.`, or a `svmm.run=` of the inner guest. Its lines come behind `inner\| ` |
 //! | `@kill-host:MS;WORD` | the same, and kills svmm MS milliseconds after the inner guest's program began |
 //!
 //! Without `svmm.run=`: a shell if the image holds one, else the selftest. With the word
