@@ -141,7 +141,6 @@ pub(crate) fn binding<M: TableMemory>(
     pasid: Option<Pasid>,
 ) -> Option<(Pasid, Domain)> {
     let entry = match cx.root.mode() {
-        _ if pasid.is_some_and(|pasid| pasid.get() >> cx.rules.pasid_bits != 0) => return None,
         TranslationTableMode::Scalable if cx.rules.scalable => {
             context_entry(cx, source).and_then(|context| {
                 let pasid = context.select(Kind::Untranslated, pasid).map_err(Blocked::open)?;
