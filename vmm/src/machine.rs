@@ -87,7 +87,7 @@ impl Machine {
             hosts: (0..config.units.len()).map(|unit| devices.capabilities(unit)).collect(),
         };
         let units = Units::new(std::mem::take(&mut config.units), around);
-        let mut wiring = Wiring::new(&vm, units.map_err(|error| impossible(&error))?, ending.clone());
+        let mut wiring = Wiring::new(&vm, units?, ending.clone());
         let keyboard = wiring.add_serial(std::mem::replace(&mut config.serial, SerialTarget::Null))?;
         wiring.add_platform(config.exit_port)?;
         let mut root = wiring.pci_root(&config.svm)?;
@@ -135,7 +135,7 @@ fn open_devices(config: &mut Config, vm: &Vm, ram: &GuestRam) -> Result<Devices,
         return Ok(Devices::default());
     }
     let kvm = KvmVfio::new(vm.fd());
-    let opener = Opener { iommufd: config.iommufd, endpoints: config.svm.len(), ram, kvm: &kvm };
+    let opener = Opener { iommufd: config.iommufd.as_ref(), endpoints: config.svm.len(), ram, kvm: &kvm };
     Devices::open(&specs, &opener)
 }
 
