@@ -17,7 +17,7 @@ pub(crate) use disk::DiskFile;
 pub(crate) use files::{Initrd, Kernel, KernelFormat, SerialTarget, StatsTarget};
 pub(crate) use svm::SvmSpec;
 pub(crate) use units::{Placement, UnitSpec};
-pub(crate) use vfio::{Named, VfioSpec, parse_iommufd, parse_name};
+pub(crate) use vfio::{Inherited, Named, VfioSpec, parse_iommufd, parse_name};
 
 /// vCPUs at most: APIC ids stay below 255, and the 8-bit fields of CPUID hold their number.
 pub(crate) const MAX_CPUS: u32 = 64;
@@ -48,8 +48,8 @@ pub(crate) struct Config {
     pub(crate) svm: Vec<SvmSpec>,
     /// Assigned devices; together with the endpoints, at most that many.
     pub(crate) vfio: Vec<VfioSpec>,
-    /// The number of an open `/dev/iommu`, if it is not to be opened.
-    pub(crate) iommufd: Option<std::os::fd::RawFd>,
+    /// An open `/dev/iommu`, if it is not to be opened.
+    pub(crate) iommufd: Option<Inherited>,
     /// Disks, at most [`crate::layout::slot::MAX_DISKS`].
     pub(crate) disks: Vec<DiskFile>,
     /// DMA engines that are no PCI functions, at most [`crate::layout::MAX_DMA_ENGINES`].
@@ -68,16 +68,18 @@ impl TryFrom<RunArgs> for Config {
     type Error = Complaint;
 
     fn try_from(args: RunArgs) -> Result<Self, Complaint> {
-        let kernel = files::open_kernel(&args.kernel)?;
         let mut units = units::parse_all(&args.iommu)?;
+        // Before any file is opened: these may name some by number.
+        let iommufd = args.iommufd.as_deref().map(vfio::parse_iommufd).transpose()?;
         let vfio = vfio::parse_all(&args.vfio, &mut units)?;
+        let kernel = files::open_kernel(&args.kernel)?;
         vfio::check_room(args.svm.len(), vfio.len())?;
         let config = Self {
             cpus: check_cpus(args.cpus, args.apic_id_step)?,
             memory_bytes: check_memory(args.memory_mib)?,
             svm: svm::parse_all(&args.svm, &units)?,
             vfio,
-            iommufd: args.iommufd.as_deref().map(vfio::parse_iommufd).transpose()?,
+            iommufd,
             disks: disk::open_all(&args.disks, &units)?,
             namespace: namespace::parse_all(&args.acpi_dma, &units)?,
             units,

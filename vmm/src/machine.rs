@@ -135,7 +135,7 @@ fn open_devices(config: &mut Config, vm: &Vm, ram: &GuestRam) -> Result<Devices,
         return Ok(Devices::default());
     }
     let kvm = KvmVfio::new(vm.fd());
-    let opener = Opener { iommufd: config.iommufd, endpoints: config.svm.len(), ram, kvm: &kvm };
+    let opener = Opener { iommufd: config.iommufd.as_ref(), endpoints: config.svm.len(), ram, kvm: &kvm };
     Devices::open(&specs, &opener)
 }
 

@@ -118,8 +118,8 @@ Examples:
   cargo lab matrix                      every cell; hours where guests are emulated
   cargo lab matrix --kernel lab         the lab's kernel only
   cargo lab matrix --kernel debian-6.1 first-stage legacy
-  cargo lab matrix --kernel lab --unit pt=off pass-through first-stage
-                                        the cells of pass-through fail, the others do not")]
+  cargo lab matrix --kernel lab --unit fsts=off first-stage second-stage
+                                        the cells of the first stage fail, the others do not")]
 pub struct Matrix {
     /// Only cells whose names hold one of these.
     pub filters: Vec<String>,

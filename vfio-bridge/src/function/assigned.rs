@@ -185,6 +185,11 @@ impl AssignedFunction {
         self.source
     }
 
+    /// Bytes of its memory BARs. Each has to lie on a multiple of its size.
+    pub fn bar_lengths(&self) -> impl Iterator<Item = u64> {
+        self.bars.iter().flatten().map(|bar| bar.len)
+    }
+
     /// Interrupts that take the long way, and notices. To be called when this function's file descriptor is readable.
     pub fn serve(&self) -> Option<Notice> {
         let mut notice = None;

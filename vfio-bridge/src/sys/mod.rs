@@ -32,7 +32,8 @@ fn last_errno() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
-/// A file that this process was started with, by its number. The number itself stays open.
+/// A file that this process was started with, by its number, which itself stays open. To be asked for before anything is
+/// opened here: later the number might be that of another file.
 ///
 /// # Errors
 /// `EBADF` if no file has this number.
@@ -42,7 +43,8 @@ pub fn inherited(number: RawFd) -> crate::kernel::Result<OwnedFd> {
     }
     // SAFETY: the number goes to one system call only, which says whether there is such a file.
     let file = unsafe { BorrowedFd::borrow_raw(number) };
-    fcntl_dupfd_cloexec(file, 3)
+    // Out of the way of numbers that are still to be asked for.
+    fcntl_dupfd_cloexec(file, 200).or_else(|_| fcntl_dupfd_cloexec(file, 3))
 }
 
 #[cfg(test)]

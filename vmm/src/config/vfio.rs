@@ -1,10 +1,12 @@
 //! `--vfio` and `--iommufd`: devices of the host that the guest gets.
 
 use std::fmt;
-use std::os::fd::RawFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use vfio_bridge::choice::Wanted;
+use vfio_bridge::sys::inherited;
 
 use super::complaint::Complaint;
 use super::units::{Placement, UnitSpec};
@@ -14,6 +16,50 @@ use crate::layout::slot::MAX_ENDPOINTS;
 /// The name of the unit that assigned devices have to themselves.
 const UNIT: &str = "assigned";
 
+/// A file that this process was started with.
+#[derive(Clone, Debug)]
+pub(crate) struct Inherited {
+    number: RawFd,
+    file: Arc<OwnedFd>,
+}
+
+impl Inherited {
+    /// Takes over file `number`, given with `thing`.
+    fn take(number: &str, thing: &str) -> Result<Self, Complaint> {
+        let number = number.parse().ok().filter(|number: &RawFd| *number > 2);
+        let number =
+            number.ok_or_else(|| Complaint::new(thing, "no number of an open file", "give 3 or more"))?;
+        let file = inherited(number).map_err(|errno| {
+            let remedy = "start svmm with that file open, and not closed on exec";
+            Complaint::new(thing, std::io::Error::from(errno), remedy)
+        })?;
+        Ok(Self { number, file: Arc::new(file) })
+    }
+
+    /// One more descriptor of the file.
+    ///
+    /// # Errors
+    /// The process has no room for it.
+    pub(crate) fn file(&self) -> std::io::Result<OwnedFd> {
+        self.file.try_clone()
+    }
+}
+
+impl PartialEq for Inherited {
+    /// The same number is the same file.
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Inherited {}
+
+impl fmt::Display for Inherited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "fd={}", self.number)
+    }
+}
+
 /// How a device is named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Named {
@@ -21,8 +67,8 @@ pub(crate) enum Named {
     Address(String),
     /// By its file below `/dev/vfio/devices`.
     Path(PathBuf),
-    /// By the number of a file that this process was started with.
-    Inherited(RawFd),
+    /// By a file that this process was started with.
+    Inherited(Inherited),
 }
 
 impl fmt::Display for Named {
@@ -30,7 +76,7 @@ impl fmt::Display for Named {
         match self {
             Self::Address(address) => f.write_str(address),
             Self::Path(path) => write!(f, "{}", path.display()),
-            Self::Inherited(number) => write!(f, "fd={number}"),
+            Self::Inherited(file) => write!(f, "{file}"),
         }
     }
 }
@@ -119,7 +165,7 @@ fn parse(value: &str, units: &[UnitSpec]) -> Result<VfioSpec, Complaint> {
 /// It is none of them.
 pub(crate) fn parse_name(text: &str) -> Result<Named, Complaint> {
     if let Some(number) = text.strip_prefix("fd=") {
-        return parse_fd(number, &format!("--vfio {text}")).map(Named::Inherited);
+        return Inherited::take(number, &format!("--vfio {text}")).map(Named::Inherited);
     }
     if text.starts_with('/') {
         return Ok(Named::Path(text.into()));
@@ -147,17 +193,12 @@ fn address(text: &str) -> Option<String> {
 ///
 /// # Errors
 /// It is none.
-pub(crate) fn parse_iommufd(value: &str) -> Result<RawFd, Complaint> {
+pub(crate) fn parse_iommufd(value: &str) -> Result<Inherited, Complaint> {
     let thing = format!("--iommufd {value}");
     match value.strip_prefix("fd=") {
-        Some(number) => parse_fd(number, &thing),
+        Some(number) => Inherited::take(number, &thing),
         None => Err(Complaint::new(thing, "no file", "give fd=N, the number of the open /dev/iommu")),
     }
-}
-
-fn parse_fd(number: &str, thing: &str) -> Result<RawFd, Complaint> {
-    let number = number.parse().ok().filter(|number: &RawFd| *number > 2);
-    number.ok_or_else(|| Complaint::new(thing, "no number of an open file", "give 3 or more"))
 }
 
 /// Endpoints share the device numbers that come before the disks'.
@@ -172,6 +213,7 @@ pub(super) fn check_room(svm: usize, vfio: usize) -> Result<(), Complaint> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsRawFd as _;
 
     fn units(ids: &[&str]) -> Vec<UnitSpec> {
         ids.iter().map(|id| UnitSpec { id: (*id).to_owned(), ..UnitSpec::default() }).collect()
@@ -186,23 +228,21 @@ mod tests {
     fn devices_are_named_and_placed() {
         type Row<'a> = (&'a [&'a str], &'a [&'a str], Vec<(&'a str, &'a str, Option<usize>)>, usize);
         let full = "0000:6a:01.0";
+        let open = std::fs::File::open("/dev/null").unwrap();
+        let fd = &format!("fd={}", open.as_raw_fd())[..];
         let rows: [Row<'_>; 7] = [
             (&[], &["iommu0"], vec![], 1),
             (&["6A:01.0"], &["iommu0"], vec![(full, full, Some(1))], 2),
             (&["0000:6a:01.0,id=dsa"], &[], vec![(full, "dsa", None)], 0),
             (&["6a:01.0,iommu=iommu0"], &["iommu0"], vec![(full, full, Some(0))], 1),
             (
-                &["6a:01.0", "/dev/vfio/devices/vfio3,id=b,iommu=a", "fd=7"],
+                &["6a:01.0", "/dev/vfio/devices/vfio3,id=b,iommu=a", fd],
                 &["iommu0", "a"],
-                vec![
-                    (full, full, Some(2)),
-                    ("/dev/vfio/devices/vfio3", "b", Some(1)),
-                    ("fd=7", "fd=7", Some(2)),
-                ],
+                vec![(full, full, Some(2)), ("/dev/vfio/devices/vfio3", "b", Some(1)), (fd, fd, Some(2))],
                 3,
             ),
             (&["10000:00:1f.7"], &[], vec![("10000:00:1f.7", "10000:00:1f.7", None)], 0),
-            (&["fd=3"], &[], vec![("fd=3", "fd=3", None)], 0),
+            (&[fd], &[], vec![(fd, fd, None)], 0),
         ];
         for (values, before, expected, after) in rows {
             let mut units = units(before);
@@ -244,9 +284,15 @@ mod tests {
             let complaint = parse_all(&strings(values), &mut units(before)).unwrap_err().to_string();
             assert!(complaint.contains(expected), "{values:?}: {complaint}");
         }
-        assert_eq!(parse_iommufd("fd=5"), Ok(5));
-        for (value, expected) in [("/dev/iommu", "give fd=N"), ("fd=", "give 3 or more"), ("5", "give fd=N")]
-        {
+        let open = std::fs::File::open("/dev/null").unwrap();
+        let fd = format!("fd={}", open.as_raw_fd());
+        assert_eq!(parse_iommufd(&fd).unwrap().to_string(), fd);
+        for (value, expected) in [
+            ("/dev/iommu", "give fd=N"),
+            ("fd=", "give 3 or more"),
+            ("5", "give fd=N"),
+            ("fd=99999999", "not closed on exec"),
+        ] {
             let complaint = parse_iommufd(value).unwrap_err().to_string();
             assert!(complaint.contains(expected), "{value}: {complaint}");
         }

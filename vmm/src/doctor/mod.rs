@@ -15,7 +15,7 @@ use crate::kvm::probe::{self, Kind};
 pub(crate) fn run(arguments: &DoctorArgs) -> Result<bool, Complaint> {
     let Some(device) = &arguments.vfio else { return Ok(host(arguments.probe)) };
     let iommufd = arguments.iommufd.as_deref().map(parse_iommufd).transpose()?;
-    Ok(vfio::run(&parse_name(device)?, iommufd))
+    Ok(vfio::run(&parse_name(device)?, iommufd.as_ref()))
 }
 
 fn host(only: Option<Probe>) -> bool {

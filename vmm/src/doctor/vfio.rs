@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::os::fd::RawFd;
 
 use iommu_core::{Capabilities, SourceId};
 use iommu_vtd::{Capability, Platform, Profile};
@@ -10,9 +9,9 @@ use vfio_bridge::NestedIommu;
 use vfio_bridge::caps::{Feature, Offer};
 use vfio_bridge::choice::Doors as _;
 
-use crate::config::{Complaint, Named};
+use crate::config::{Complaint, Inherited, Named};
 use crate::vfio::doors::HostDoors;
-use crate::vfio::refusal::{IOMMUFD, Refusal};
+use crate::vfio::refusal::Refusal;
 
 /// What a user knows each feature by.
 const FEATURES: [(Feature, &str); 11] = [
@@ -30,7 +29,7 @@ const FEATURES: [(Feature, &str); 11] = [
 ];
 
 /// Looks at a device and prints what was found; whether it can be assigned.
-pub(super) fn run(device: &Named, iommufd: Option<RawFd>) -> bool {
+pub(super) fn run(device: &Named, iommufd: Option<&Inherited>) -> bool {
     match examine(device, iommufd) {
         Ok(offer) => {
             print!("{}", report(device, &offer));
@@ -43,7 +42,7 @@ pub(super) fn run(device: &Named, iommufd: Option<RawFd>) -> bool {
     }
 }
 
-fn examine(device: &Named, iommufd: Option<RawFd>) -> Result<Offer, Complaint> {
+fn examine(device: &Named, iommufd: Option<&Inherited>) -> Result<Offer, Complaint> {
     let source = SourceId::from_bdf(0, 1, 0);
     let doors = HostDoors::new(BTreeMap::from([(source, device)]), iommufd, None);
     let thing = format!("--vfio {device}");
@@ -54,7 +53,8 @@ fn examine(device: &Named, iommufd: Option<RawFd>) -> Result<Offer, Complaint> {
     });
     result.map_err(|error| {
         let noted = Refusal::most_telling(doors.refusals());
-        let thing = if error.object == IOMMUFD { IOMMUFD } else { &thing };
+        let iommufd = doors.iommufd_name();
+        let thing = if error.object.contains("device") { &thing } else { &iommufd };
         noted.unwrap_or_else(|| Refusal::of(thing, Some(device), &error).complaint)
     })
 }

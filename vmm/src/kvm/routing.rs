@@ -238,6 +238,44 @@ mod tests {
         assert_eq!(*notes.events.lock(), [format!("+{number}"), format!("-{number}")]);
     }
 
+    /// What a host's KVM says to routes and events.
+    #[test]
+    fn kvm_takes_what_is_signalled_while_a_way_is_open() {
+        let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+            eprintln!("skipped: no KVM");
+            return;
+        };
+        let ram = crate::memory::allocate(2 << 20).unwrap();
+        let vm = crate::kvm::vm::Vm::new(&kvm, ram).unwrap();
+        let shortcuts = KvmShortcuts::new(Routing::new(vm.fd().clone()), vm.fd().clone());
+        let event = EventFd::new(EFD_NONBLOCK).unwrap();
+        let way = shortcuts.shortcut(&event).unwrap();
+        let taken = || {
+            event.write(1).unwrap();
+            (0..200).any(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(1));
+                let left = event.read().is_ok();
+                if left {
+                    event.write(1).unwrap();
+                }
+                !left
+            })
+        };
+        event.write(1).unwrap();
+        assert!(event.read().is_ok(), "nobody takes it");
+        way.lead(Some(MSI)).unwrap();
+        assert!(taken());
+        way.lead(Some(Msi { data: 0x32, ..MSI })).unwrap();
+        assert!(taken());
+        way.lead(None).unwrap();
+        event.write(1).unwrap();
+        assert!(event.read().is_ok(), "nobody takes it any more");
+        way.lead(Some(MSI)).unwrap();
+        drop(way);
+        event.write(1).unwrap();
+        assert!(event.read().is_ok());
+    }
+
     #[test]
     fn there_are_as_many_as_kvm_has() {
         let notes = Arc::new(Notes::default());

@@ -125,6 +125,35 @@ mod tests {
         }
     }
 
+    /// What a host's KVM says to a device's memory.
+    #[test]
+    fn memory_is_shown_where_nothing_else_is() {
+        use vfio_bridge::function_file::FunctionFile as _;
+        use vfio_bridge::testkit::{FakeFunction, FakeKernel, Model};
+        let Ok(kvm) = kvm_ioctls::Kvm::new() else {
+            eprintln!("skipped: no KVM");
+            return;
+        };
+        let vm = Arc::new(kvm.create_vm().unwrap());
+        let window = BusRange { start: 0xc000_0000, len: 0x10_0000 };
+        let slots = KvmSlots::new(vm, window);
+        let device = FakeFunction::new(&FakeKernel::new(), Model::endpoint());
+        let bar = device.region(2).unwrap();
+        let memory = Arc::new(device.map(&bar, 0..0x2000).unwrap());
+        let first = slots.show(0xc000_0000, &memory).unwrap();
+        let second = slots.show(0xc000_2000, &memory).unwrap();
+        for (name, start) in
+            [("the same place", 0xc000_0000), ("half of it", 0xc000_1000), ("outside", 0x1000)]
+        {
+            assert!(slots.show(start, &memory).is_err(), "{name}");
+        }
+        drop(first);
+        let again = slots.show(0xc000_0000, &memory).unwrap();
+        drop((second, again));
+        assert!(slots.0.numbers.lock().0.is_empty(), "every slot is free");
+        assert_eq!(Arc::strong_count(&memory), 1);
+    }
+
     #[test]
     fn numbers_are_given_again() {
         let mut numbers = Numbers::default();

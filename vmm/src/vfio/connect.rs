@@ -15,6 +15,7 @@ use crate::config::{Complaint, reasons};
 use crate::iommu::Iommu;
 use crate::kvm::routing::{KvmShortcuts, Routing};
 use crate::kvm::slots::KvmSlots;
+use crate::layout::PCI_MMIO32;
 use crate::units::Units;
 
 /// Ways into the guest.
@@ -79,6 +80,7 @@ impl Connector {
             host: Arc::new(UnitSide { host: host.clone(), iommu: iommu.clone() }),
         };
         let function = AssignedFunction::new(&offer, connections).map_err(|error| refused(&error))?;
+        check_room(&thing, function.bar_lengths(), PCI_MMIO32.len)?;
         match &iommu {
             Some(iommu) => {
                 let stopped: Weak<AssignedFunction> = Arc::downgrade(&function);
@@ -100,6 +102,20 @@ impl Connector {
         tell(&id, source, &offer);
         Ok(Function { id, function, host: host.clone(), iommu, member })
     }
+}
+
+/// Whether BARs of these sizes have their places in a window of `room` bytes, beside nothing else.
+fn check_room(thing: &str, lengths: impl Iterator<Item = u64>, room: u64) -> Result<(), Complaint> {
+    let all = lengths.fold(0u64, u64::saturating_add);
+    if all <= room {
+        return Ok(());
+    }
+    let reason = format!(
+        "the device has {} MiB of memory, and guests have room for {}",
+        all.div_ceil(1 << 20),
+        room >> 20
+    );
+    Err(Complaint::new(thing, reason, "give a device with less"))
 }
 
 /// Logs what the guest will not have, and why.
@@ -125,5 +141,21 @@ impl HostSide for UnitSide {
             log::warn!("{source}: page requests from before its reset: {}", reasons(&error));
         }
         iommu.unit().release_host(source);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_with_too_much_memory_is_refused() {
+        const MIB: u64 = 1 << 20;
+        assert_eq!(check_room("x", [256 * MIB, 256 * MIB].into_iter(), 512 * MIB), Ok(()));
+        let complaint =
+            check_room("--vfio x", [512 * MIB, 4096].into_iter(), 512 * MIB).unwrap_err().to_string();
+        let expected = "--vfio x: the device has 513 MiB of memory, and guests have room for 512; give";
+        assert!(complaint.starts_with(expected), "{complaint}");
+        assert!(check_room("x", [u64::MAX, 1].into_iter(), 512 * MIB).is_err());
     }
 }

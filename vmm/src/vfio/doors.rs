@@ -2,7 +2,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,11 +10,11 @@ use iommu_core::{HostError, SourceId};
 use vfio_bridge::choice::{Doors, absent};
 use vfio_bridge::kernel::{ContainerFile, DeviceFile, Kernel};
 use vfio_bridge::meter::Metered;
-use vfio_bridge::sys::{Cdev, Container, FunctionHandle, Iommufd, inherited};
+use vfio_bridge::sys::{Cdev, Container, FunctionHandle, Iommufd};
 
 use super::refusal::{self, Refusal};
 use super::sysfs::Sysfs;
-use crate::config::Named;
+use crate::config::{Inherited, Named};
 use crate::kvm::vfio::{KvmVfio, Member};
 
 /// A device's function, and what tells KVM of its file.
@@ -26,11 +26,11 @@ pub(crate) struct Opened {
 /// Opens files, and keeps of each device what others than the IOMMU's side need.
 pub(crate) struct HostDoors<'a> {
     /// By what the guest knows them by.
-    pub(crate) devices: BTreeMap<SourceId, &'a Named>,
-    /// The number of an open `/dev/iommu`, if it is not to be opened here.
-    pub(crate) number: Option<RawFd>,
+    devices: BTreeMap<SourceId, &'a Named>,
+    /// An open `/dev/iommu`, if it is not to be opened here.
+    inherited: Option<&'a Inherited>,
     /// Who is told of files; none where there is no machine.
-    pub(crate) kvm: Option<&'a KvmVfio>,
+    kvm: Option<&'a KvmVfio>,
     sysfs: Sysfs,
     iommufd: OnceCell<(Iommufd, Metered)>,
     opened: RefCell<BTreeMap<SourceId, Opened>>,
@@ -41,12 +41,12 @@ pub(crate) struct HostDoors<'a> {
 impl<'a> HostDoors<'a> {
     pub(crate) fn new(
         devices: BTreeMap<SourceId, &'a Named>,
-        number: Option<RawFd>,
+        inherited: Option<&'a Inherited>,
         kvm: Option<&'a KvmVfio>,
     ) -> Self {
         Self {
             devices,
-            number,
+            inherited,
             kvm,
             sysfs: Sysfs::default(),
             iommufd: OnceCell::new(),
@@ -80,14 +80,17 @@ impl<'a> HostDoors<'a> {
         self.note(refusal, error)
     }
 
-    fn inherited(&self, option: &str, number: RawFd) -> Result<OwnedFd, HostError> {
-        inherited(number).map_err(|errno| {
-            let source = std::io::Error::from(errno);
-            let remedy = "start svmm with that file open, and not closed on exec";
-            let refusal = Refusal::new(format_args!("{option} fd={number}"), &source, remedy);
-            let object = format!("fd={number}");
-            let error = HostError { operation: "take over", object, still_bound: false, source };
-            self.note(refusal, error)
+    /// What the iommufd is called in complaints.
+    pub(crate) fn iommufd_name(&self) -> String {
+        self.inherited.map_or_else(|| refusal::IOMMUFD.to_owned(), |file| format!("--iommufd {file}"))
+    }
+
+    fn take_over(&self, option: &str, file: &Inherited) -> Result<OwnedFd, HostError> {
+        file.file().map_err(|source| {
+            let remedy = "raise the limit of open files (ulimit -n)";
+            let refusal = Refusal::new(format_args!("{option} {file}"), &source, remedy);
+            let object = file.to_string();
+            self.note(refusal, HostError { operation: "take over", object, still_bound: false, source })
         })
     }
 
@@ -95,8 +98,8 @@ impl<'a> HostDoors<'a> {
         if let Some(known) = self.iommufd.get() {
             return Ok(known);
         }
-        let opened = match self.number {
-            Some(number) => Iommufd::from_fd(self.inherited("--iommufd", number)?),
+        let opened = match self.inherited {
+            Some(file) => Iommufd::from_fd(self.take_over("--iommufd", file)?),
             None => Iommufd::open().map_err(|error| self.refused(refusal::IOMMUFD, None, error))?,
         };
         let metered = Metered::new(Arc::new(opened.clone()));
@@ -111,7 +114,7 @@ impl<'a> HostDoors<'a> {
                 Some(address) => return Ok(address),
                 None => return Err(absent(path.display())),
             },
-            Named::Inherited(number) => return Err(absent(format_args!("fd={number}"))),
+            Named::Inherited(file) => return Err(absent(file)),
         };
         match self.sysfs.check(&address) {
             Ok(()) => Ok(address),
@@ -130,7 +133,7 @@ impl<'a> HostDoors<'a> {
         };
         match device {
             Named::Path(path) => open(path),
-            Named::Inherited(number) => Ok(Cdev::from_fd(self.inherited("--vfio", *number)?, iommufd)),
+            Named::Inherited(file) => Ok(Cdev::from_fd(self.take_over("--vfio", file)?, iommufd)),
             Named::Address(_) => {
                 let address = self.checked_address(device)?;
                 match self.sysfs.device_file(&address) {

@@ -1,7 +1,6 @@
 //! Opens devices, each unit's by the best way that the host has; whatever the host refuses becomes a complaint.
 
 use std::collections::BTreeMap;
-use std::os::fd::RawFd;
 
 use iommu_core::{Capabilities, HostError, SourceId};
 use vfio_bridge::caps::Offer;
@@ -10,7 +9,7 @@ use vfio_bridge::meter::Metered;
 
 use super::doors::{HostDoors, Opened};
 use super::refusal::Refusal;
-use crate::config::{Complaint, Placement, VfioSpec};
+use crate::config::{Complaint, Inherited, Placement, VfioSpec};
 use crate::kvm::vfio::KvmVfio;
 use crate::layout::slot;
 use crate::memory::GuestRam;
@@ -38,8 +37,8 @@ pub(crate) struct Devices {
 
 /// What is opened with.
 pub(crate) struct Opener<'a> {
-    /// The number of an open `/dev/iommu`, if it is not to be opened here.
-    pub(crate) iommufd: Option<RawFd>,
+    /// An open `/dev/iommu`, if it is not to be opened here.
+    pub(crate) iommufd: Option<&'a Inherited>,
     /// Emulated endpoints; assigned ones follow them on the guest's bus.
     pub(crate) endpoints: usize,
     pub(crate) ram: &'a GuestRam,
@@ -89,7 +88,7 @@ impl Devices {
         let wanted = first.map(|spec| spec.wanted).unwrap_or_default();
         let chosen = choose(wanted, sources, doors, self.hosts.values().next());
         let refusals = doors.refusals();
-        chosen.map_err(|error| told(&error, specs, refusals))
+        chosen.map_err(|error| told(&error, specs, &doors.iommufd_name(), refusals))
     }
 
     /// What the hosts of the devices behind a unit can do; `None` without devices.
@@ -99,11 +98,15 @@ impl Devices {
 }
 
 /// The complaint about a refusal that no door noted: of a device that its object names, or of the iommufd.
-fn told(error: &HostError, specs: &BTreeMap<SourceId, &VfioSpec>, noted: Vec<Refusal>) -> Complaint {
+fn told(
+    error: &HostError,
+    specs: &BTreeMap<SourceId, &VfioSpec>,
+    iommufd: &str,
+    noted: Vec<Refusal>,
+) -> Complaint {
     let of = |source: &SourceId| error.object.starts_with(&format!("device {source}"));
     let spec = specs.iter().find(|(source, _)| of(source)).map(|(_, spec)| *spec);
-    let thing =
-        spec.map_or_else(|| super::refusal::IOMMUFD.to_owned(), |spec| format!("--vfio {}", spec.device));
+    let thing = spec.map_or_else(|| iommufd.to_owned(), |spec| format!("--vfio {}", spec.device));
     let refusal = Refusal::of(&thing, spec.map(|spec| &spec.device), error);
     match spec {
         // Nothing but this failed, or it came first.

@@ -5,6 +5,18 @@ use std::path::{Path, PathBuf};
 
 use crate::config::Complaint;
 
+/// Devices that vfio-pci refuses unless it is told otherwise (its `vfio_pci_denylist`), by vendor and device.
+const DENIED: [(u16, u16); 8] = [
+    (0x8086, 0x0435),
+    (0x8086, 0x0443),
+    (0x8086, 0x0b25),
+    (0x8086, 0x0cfe),
+    (0x8086, 0x19e2),
+    (0x8086, 0x19e3),
+    (0x8086, 0x37c8),
+    (0x8086, 0x37c9),
+];
+
 /// The driver that assigned devices are bound to.
 const DRIVER: &str = "vfio-pci";
 
@@ -69,8 +81,10 @@ impl Sysfs {
         };
         let folder = self.devices.join(address);
         let unbind = driver.map(|_| format!(" && echo {address} > {}/driver/unbind", folder.display()));
+        let denied =
+            if DENIED.contains(&ids(&folder)) { "modprobe vfio-pci disable_denylist=1 && " } else { "" };
         let remedy = format!(
-            "as root: echo {DRIVER} > {}/driver_override{} && echo {address} > /sys/bus/pci/drivers_probe",
+            "as root: {denied}echo {DRIVER} > {}/driver_override{} && echo {address} > /sys/bus/pci/drivers_probe",
             folder.display(),
             unbind.unwrap_or_default()
         );
@@ -106,11 +120,19 @@ fn link_name(link: &Path) -> Option<String> {
     Some(fs::read_link(link).ok()?.file_name()?.to_string_lossy().into_owned())
 }
 
+fn number(file: &Path) -> Option<u32> {
+    u32::from_str_radix(fs::read_to_string(file).ok()?.trim().trim_start_matches("0x"), 16).ok()
+}
+
+/// Vendor and device; 0 for what is not known.
+fn ids(folder: &Path) -> (u16, u16) {
+    let id = |name| number(&folder.join(name)).and_then(|id| id.try_into().ok()).unwrap_or(0);
+    (id("vendor"), id("device"))
+}
+
 /// What kind of bridge a device is, if it is one.
 fn bridge(folder: &Path) -> Option<&'static str> {
-    let class = fs::read_to_string(folder.join("class")).ok()?;
-    let class = u32::from_str_radix(class.trim().trim_start_matches("0x"), 16).ok()?;
-    match class >> 8 {
+    match number(&folder.join("class"))? >> 8 {
         0x0600 => Some("host bridge"),
         0x0604 => Some("PCI bridge"),
         _ => None,
@@ -192,6 +214,19 @@ mod tests {
         }
         let complaint = Tree::new().sysfs().check(ADDRESS).unwrap_err().to_string();
         assert!(complaint.starts_with("--vfio 0000:6a:01.0: there is no such PCI device"), "{complaint}");
+    }
+
+    #[test]
+    fn denied_devices_take_one_step_more() {
+        let tree = Tree::new();
+        tree.device(ADDRESS, "0x088000", Some("idxd"));
+        let folder = tree.folder.path().join("devices").join(ADDRESS);
+        for (device, expected) in [("0x0b25\n", true), ("0x0b26\n", false)] {
+            fs::write(folder.join("vendor"), "0x8086\n").unwrap();
+            fs::write(folder.join("device"), device).unwrap();
+            let complaint = tree.sysfs().check(ADDRESS).unwrap_err();
+            assert_eq!(complaint.remedy.contains("disable_denylist=1"), expected, "{complaint}");
+        }
     }
 
     #[test]
