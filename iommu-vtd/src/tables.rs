@@ -123,8 +123,9 @@ pub(crate) struct PasidEntry {
     pub(crate) supervisor: bool,
 }
 
-/// What the tables bind requests of `source` with `pasid` to; [`Domain::Blocked`] if they would fault.
-/// While translation is disabled, pass-through under domain 0.
+/// What the tables bind requests of `source` with `pasid` to; [`Domain::Blocked`] if their entries refuse them. Whether
+/// the unit takes PASIDs that wide is not looked at: it serves page requests of all, and accesses of some. While
+/// translation is disabled, pass-through under domain 0.
 #[must_use]
 pub fn pasid_domain<M: TableMemory>(cx: &Context<'_, M>, source: SourceId, pasid: Option<Pasid>) -> Domain {
     let cx = &Lookup::new(cx, &NoCaches);
@@ -141,7 +142,6 @@ pub(crate) fn binding<M: TableMemory>(
     pasid: Option<Pasid>,
 ) -> Option<(Pasid, Domain)> {
     let entry = match cx.root.mode() {
-        _ if pasid.is_some_and(|pasid| pasid.get() >> cx.rules.pasid_bits != 0) => return None,
         TranslationTableMode::Scalable if cx.rules.scalable => {
             context_entry(cx, source).and_then(|context| {
                 let pasid = context.select(Kind::Untranslated, pasid).map_err(Blocked::open)?;

@@ -87,7 +87,7 @@ impl Machine {
             hosts: (0..config.units.len()).map(|unit| devices.capabilities(unit)).collect(),
         };
         let units = Units::new(std::mem::take(&mut config.units), around);
-        let mut wiring = Wiring::new(&vm, units.map_err(|error| impossible(&error))?, ending.clone());
+        let mut wiring = Wiring::new(&vm, units?, ending.clone());
         let keyboard = wiring.add_serial(std::mem::replace(&mut config.serial, SerialTarget::Null))?;
         wiring.add_platform(config.exit_port)?;
         let mut root = wiring.pci_root(&config.svm)?;

@@ -9,7 +9,7 @@ use iommu_vtd::dmar::{Andd, DeviceScope, Dmar, DmarError, Drhd, Rmrr, Satc, Scop
 use iommu_vtd::{Capability, Platform, Profile, ProfileError};
 
 use crate::boot::cpuid::Paging;
-use crate::config::{Placement, UnitSpec};
+use crate::config::{Complaint, Placement, UnitSpec, reasons};
 use crate::iommu::Iommu;
 use crate::layout::{IOAPIC_ID, LOW_RAM_LIMIT, VTD, VTD_PAGE, requester};
 use crate::memory::GuestRam;
@@ -76,7 +76,21 @@ pub(crate) struct Surroundings {
     pub(crate) hosts: Vec<Option<Capabilities>>,
 }
 
-/// A unit's profile, as far as the host of its devices goes along. **Pure.**
+/// What a unit offers: its profile, as far as the host of its devices goes along.
+fn offer(spec: &UnitSpec, platform: Platform, host: Option<&Capabilities>) -> Result<Capability, Complaint> {
+    let wrong = |error: ProfileError| match host {
+        // Checked before, but for what CPUs have.
+        None => Complaint::new("machine", reasons(&error), "please report it"),
+        Some(_) => Complaint::new(
+            format_args!("--iommu id={}", spec.id),
+            format_args!("nothing is left of it that the host carries out: {}", error.reason()),
+            "give the unit another profile, or assigned devices a unit of their own",
+        ),
+    };
+    let profile = profile(spec, platform, host).map_err(wrong)?;
+    Capability::new(&profile).map_err(wrong)
+}
+
 fn profile(
     spec: &UnitSpec,
     platform: Platform,
@@ -95,17 +109,17 @@ impl Units {
     /// The units of `specs`, with no devices yet.
     ///
     /// # Errors
-    /// The CPUs have widths that no unit has.
-    pub(crate) fn new(specs: Vec<UnitSpec>, around: Surroundings) -> Result<Self, ProfileError> {
+    /// The CPUs have widths that no unit has, or a host carries out nothing that its unit could offer.
+    pub(crate) fn new(specs: Vec<UnitSpec>, around: Surroundings) -> Result<Self, Complaint> {
         let platform = Platform {
             host_address_width: around.physical_bits.into(),
             five_level: around.paging.five_level,
         };
         let member = |(number, spec): (usize, UnitSpec)| {
             let host = around.hosts.get(number).and_then(Option::as_ref);
-            let capability = Capability::new(&profile(&spec, platform, host)?)?;
+            let capability = offer(&spec, platform, host)?;
             let iommu = Iommu::new(capability, &around.ram, around.direct.clone());
-            Ok(Member { spec, iommu, scopes: Vec::new() })
+            Ok::<_, Complaint>(Member { spec, iommu, scopes: Vec::new() })
         };
         let low_end = around.memory_bytes.min(LOW_RAM_LIMIT);
         Ok(Self {

@@ -182,6 +182,10 @@ pub(super) fn wanted<M: TableMemory>(cx: &Lookup<'_, M, NoCaches>, source: Sourc
     if !cx.root.enabled() {
         return if without { Domain::PassThrough { id: DomainId(0) } } else { Domain::Blocked };
     }
+    // Page requests with such a PASID are served by its entry all the same; accesses are not (SGN.10).
+    if pasid.get() >> cx.rules.pasid_bits != 0 {
+        return Domain::Blocked;
+    }
     match binding(cx, source, Some(pasid).filter(|_| !without)) {
         // Invalidations name the PASID of the entry, so a host has to know it by that.
         Some((entry, domain)) if entry == pasid => domain,

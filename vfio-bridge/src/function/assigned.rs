@@ -27,6 +27,7 @@ use super::msi::MsiPlace;
 use super::picture::{Hardware, MsixPlace, Picture};
 use super::vectors::{Host, Vectors, Ways};
 use super::walk::Bytes;
+use super::warnings::Warnings;
 use super::ways::{HostSide, InterruptShortcuts, MemorySlots};
 use crate::caps::Offer;
 use crate::function_file::{FunctionFile, Region, irq, region};
@@ -86,6 +87,7 @@ pub struct AssignedFunction {
     /// Signalled by the host: an error, a wish to have the device back.
     notices: [EventFd; 2],
     host: Arc<dyn HostSide>,
+    warnings: Warnings,
 }
 
 /// What the host says about a device before it is one.
@@ -173,6 +175,7 @@ impl AssignedFunction {
             events,
             notices,
             host,
+            warnings: Warnings::new(source),
         };
         this.write_command(&*file, Command::DEFAULT).map_err(|errno| ("switch the device off", errno))?;
         this.hear_notices(&*file);
@@ -248,7 +251,7 @@ impl AssignedFunction {
         let host = Host { file, events: &self.events };
         self.vectors.iter().for_each(|it| it.reset(&host));
         if let Err(errno) = self.write_command(file, Command::DEFAULT) {
-            log::warn!("{}: the device is not switched off: {errno}", self.source);
+            _ = self.warnings.say(format_args!("the device is not switched off: {errno}"));
         }
     }
 
@@ -291,7 +294,7 @@ impl AssignedFunction {
         if self.can_reset {
             self.host.around_reset(self.source, &mut || match patient_reset(file) {
                 Ok(()) => *self.stopped.lock() = false,
-                Err(errno) => log::warn!("{}: the device is not reset: {errno}", self.source),
+                Err(errno) => _ = self.warnings.say(format_args!("the device is not reset: {errno}")),
             });
         }
         *self.config.lock() = self.picture.config.clone();
@@ -318,7 +321,7 @@ impl AssignedFunction {
         if before.raw_value() != after.raw_value()
             && let Err(errno) = self.write_command(file, after)
         {
-            log::warn!("{}: the device does not take its command: {errno}", self.source);
+            _ = self.warnings.say(format_args!("the device does not take its command: {errno}"));
             // Perhaps its memory is off: then nobody may look at it.
             decoded = NOWHERE;
         }

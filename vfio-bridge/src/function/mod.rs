@@ -12,6 +12,7 @@
 //! | `picture` `extended` | configuration space as the guest finds it, and where things are in it |
 //! | `bars` | sizes, what is mapped, where it is shown |
 //! | `vectors` `msi` | MSI-X and MSI: what is masked, what is pending, which event leads where |
+//! | `warnings` | what a guest may fill a log with: little |
 //! | `events` | what a machine's event loop has to wait for |
 //! | `assigned` | [`AssignedFunction`]: all of it together |
 //!
@@ -26,6 +27,7 @@ mod msi;
 mod picture;
 mod vectors;
 mod walk;
+mod warnings;
 mod ways;
 
 pub use assigned::{AssignedFunction, Connections, Notice};

@@ -15,6 +15,7 @@ use iommu_core::{InterruptRemapper, Msi, MsiSink, SourceId};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::events::{Events, Token};
+use super::warnings::Warnings;
 use super::ways::{InterruptShortcuts, Shortcut};
 use crate::function_file::{FunctionFile, Irqs};
 
@@ -62,6 +63,7 @@ pub(super) struct Vectors {
     /// Table at offset 0, pending bits right after it.
     table: Msix,
     state: Mutex<State>,
+    warnings: Warnings,
 }
 
 impl Vectors {
@@ -76,6 +78,7 @@ impl Vectors {
             ways: ways.clone(),
             table: Msix::new(spec, ways.source, ways.sink.clone()),
             state: Mutex::default(),
+            warnings: Warnings::new(ways.source),
         }
     }
 
@@ -204,7 +207,7 @@ impl Vectors {
         match host.file.set_irqs(self.kind, 0, &events) {
             Ok(()) => state.on = true,
             Err(errno) => {
-                log::warn!("{}: the host gives no interrupts: {errno}", self.ways.source);
+                _ = self.warnings.say(format_args!("the host gives no interrupts: {errno}"));
                 state.vectors.clear();
             }
         }
@@ -216,7 +219,7 @@ impl Vectors {
         }
         state.vectors.clear();
         if let Err(errno) = host.file.disable_irqs(self.kind) {
-            log::warn!("{}: the host does not switch interrupts off: {errno}", self.ways.source);
+            _ = self.warnings.say(format_args!("the host does not switch interrupts off: {errno}"));
         }
     }
 
@@ -235,7 +238,7 @@ impl Vectors {
             }
             Err(errno) => {
                 state.refused = true;
-                log::warn!("{}: no interrupt for vector {vector}: {errno}", self.ways.source);
+                _ = self.warnings.say(format_args!("no interrupt for vector {vector}: {errno}"));
             }
         }
     }
@@ -250,7 +253,7 @@ impl Vectors {
                 shortcut.inspect_err(|error| log::debug!("no short way for a vector: {error}")).ok();
             Ok(Vector { event, shortcut, led: None })
         };
-        make().inspect_err(|error| log::warn!("{}: no event for a vector: {error}", self.ways.source)).ok()
+        make().inspect_err(|error| _ = self.warnings.say(format_args!("no event for a vector: {error}"))).ok()
     }
 }
 

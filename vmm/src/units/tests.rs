@@ -23,15 +23,19 @@ fn spec(id: &str, profile: &str) -> UnitSpec {
 }
 
 fn units(specs: Vec<UnitSpec>) -> Units {
+    units_on(specs, Vec::new()).unwrap()
+}
+
+fn units_on(specs: Vec<UnitSpec>, hosts: Vec<Option<Capabilities>>) -> Result<Units, Complaint> {
     let around = Surroundings {
         ram: allocate(MEMORY).unwrap(),
         memory_bytes: MEMORY,
         physical_bits: 46,
         paging: FIVE,
         direct: Arc::new(RecordingMsi::default()),
-        hosts: Vec::new(),
+        hosts,
     };
-    Units::new(specs, around).unwrap()
+    Units::new(specs, around)
 }
 
 fn behind(unit: usize) -> Placement {
@@ -133,4 +137,31 @@ fn register_pages_follow_each_other() {
         assert_eq!(read(register_base(number) + 8), cap, "unit {number}");
     }
     assert_ne!(read(register_base(0) + 8), read(register_base(1) + 8));
+}
+
+/// Beside a unit of emulated devices, which keeps what it has.
+#[test]
+fn a_unit_with_assigned_devices_offers_what_their_host_carries_out() {
+    let host = Capabilities {
+        first_stage_bits: 48,
+        first_stage_page_sizes: 0x20_1000,
+        pasid_bits: 12,
+        device_tlb: true,
+        coherent_walk: true,
+        ..Capabilities::NONE
+    };
+    let specs = vec![spec("a", ""), spec("b", "")];
+    let both = units_on(specs.clone(), vec![None, Some(host)]).unwrap();
+    let offer = |number| *both.iommu(number).unwrap().unit().capability();
+    let (alone, behind) = (offer(0), offer(1));
+    assert_eq!((alone.cap().cm(), behind.cap().cm()), (false, true));
+    assert_eq!((alone.pasid_bits(), behind.pasid_bits()), (20, 12));
+    assert_eq!((alone.ecap().ssts(), behind.ecap().ssts()), (true, false));
+    assert!(alone.ecap().prs() && !behind.ecap().prs() && behind.ecap().dt());
+    // The guest's CPUs have no more than what all first stages walk.
+    assert!(!both.paging(FIVE).five_level && units(specs.clone()).paging(FIVE).five_level);
+    let copies = Capabilities { second_stage_bits: 48, ..Capabilities::NONE };
+    let said = units_on(vec![spec("a", "svm")], vec![Some(copies)]).err().unwrap().to_string();
+    assert!(said.starts_with("--iommu id=a: nothing is left of it that the host carries out: "), "{said}");
+    assert!(units_on(specs, vec![Some(copies), None]).is_ok());
 }

@@ -1,5 +1,6 @@
 //! Puts assigned functions into the machine, behind their units.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use devices::pci::PciRoot;
@@ -84,8 +85,12 @@ impl Connector {
         match &iommu {
             Some(iommu) => {
                 let stopped: Weak<AssignedFunction> = Arc::downgrade(&function);
+                let told = AtomicBool::new(false);
                 let stop = move |error: &iommu_core::HostError| {
-                    log::error!("{}; the device is stopped", reasons(error));
+                    // It may be called as often as the guest likes.
+                    if !told.swap(true, Ordering::Relaxed) {
+                        log::error!("{}; the device is stopped until it is reset", reasons(error));
+                    }
                     if let Some(function) = stopped.upgrade() {
                         function.stop_dma();
                     }
