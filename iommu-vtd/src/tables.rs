@@ -124,7 +124,8 @@ pub(crate) struct PasidEntry {
 }
 
 /// What the tables bind requests of `source` with `pasid` to; [`Domain::Blocked`] if their entries refuse them. Whether
-/// the unit takes PASIDs that wide is not looked at: it serves page requests of all, and accesses of some. While translation is disabled, pass-through under domain 0.
+/// the unit takes PASIDs that wide is not looked at: it serves page requests of all, and accesses of some. While
+/// translation is disabled, pass-through under domain 0.
 #[must_use]
 pub fn pasid_domain<M: TableMemory>(cx: &Context<'_, M>, source: SourceId, pasid: Option<Pasid>) -> Domain {
     let cx = &Lookup::new(cx, &NoCaches);

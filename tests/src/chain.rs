@@ -16,7 +16,7 @@ const END: &str = "guest-init: inner svmm ended with ";
 /// Before the numbers that svmm tells when a run ends.
 const STATS: &str = "svmm: stats ";
 /// Three boots one inside the other, and their work.
-const PATIENCE: Duration = Duration::from_secs(400);
+const PATIENCE: Duration = Duration::from_secs(600);
 /// For the clocks of a host in the emulated cloud machine, as that machine itself has them; see the lab. Elsewhere
 /// they do no harm.
 const CLOCKS: [&str; 4] = ["tsc=reliable", "nohz=off", "highres=off", "kvm.tsc_tolerance_ppm=50000"];

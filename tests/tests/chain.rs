@@ -48,6 +48,9 @@ impl Counted {
         let groups = self.bridge("page_request_groups");
         let calls = self.bridge("fault_reads") + self.bridge("fault_writes");
         assert!(calls <= 2 * groups, "{calls} system calls for {groups} groups");
+        let ranges = [self.host("iotlb_ranges"), self.bridge("invalidate_ranges"), self.unit("iotlb_ranges")];
+        assert_eq!(ranges, [ranges[0]; 3], "ranges invalidated: host's unit, bridge, guest's unit");
+        assert!(self.host("device_tlb") >= ranges[0], "the host drops them in the device, too");
         let (calls, waits) = (self.bridge("invalidate_calls"), self.unit("waits"));
         assert!(calls > 0 && calls <= waits, "{calls} invalidating calls for {waits} waits");
     }

@@ -37,6 +37,7 @@ fn the_meter_says_what_the_kernel_was_asked() {
     let made = (reading.tables_made, reading.attachments, reading.detachments);
     assert_eq!(made, (asked(Call::HwptAlloc), asked(Call::Attach), asked(Call::Detach)));
     assert_eq!((reading.invalidate_calls, reading.invalidate_entries), (asked(Call::Invalidate), 2));
+    assert_eq!(reading.invalidate_ranges, 2);
     assert_eq!((reading.page_requests, reading.page_request_groups), (3, 2));
     assert_eq!((reading.fault_writes, reading.page_group_responses), (1, 1));
     assert_eq!((reading.invalidate_times.count, reading.page_request_times.count), (1, 1));

@@ -1,7 +1,7 @@
 //! What a unit has been asked to do, in numbers: for operators, and for tests that compare two units.
 
-use iommu_core::PageRequest;
 use iommu_core::sync::atomic::{AtomicU64, Ordering};
+use iommu_core::{PageRequest, Scope};
 use serde::Serialize;
 
 use crate::invalidation::Descriptor;
@@ -29,6 +29,8 @@ pub struct UnitCounts {
     pub pasid_cache: u64,
     /// Invalidations of the IOTLB, with PASID and without.
     pub iotlb: u64,
+    /// Those of them that name a range of addresses.
+    pub iotlb_ranges: u64,
     /// Invalidations of device-TLBs, with PASID and without.
     pub device_tlb: u64,
     /// Invalidations of the interrupt entry cache.
@@ -48,6 +50,7 @@ pub(super) struct Counters {
     context_cache: AtomicU64,
     pasid_cache: AtomicU64,
     iotlb: AtomicU64,
+    iotlb_ranges: AtomicU64,
     device_tlb: AtomicU64,
     interrupt_entries: AtomicU64,
     waits: AtomicU64,
@@ -56,6 +59,11 @@ pub(super) struct Counters {
 impl Counters {
     /// A descriptor was taken out of the queue.
     pub(super) fn descriptor(&self, descriptor: &Descriptor) {
+        if let Descriptor::Translations(invalidation) = descriptor
+            && matches!(invalidation.scope, Scope::PasidRange { .. } | Scope::DomainRange { .. })
+        {
+            add_one(&self.iotlb_ranges);
+        }
         add_one(match descriptor {
             Descriptor::ContextCache(_) => &self.context_cache,
             Descriptor::PasidCache(_) => &self.pasid_cache,
@@ -95,6 +103,7 @@ impl Counters {
             context_cache: of(&self.context_cache),
             pasid_cache: of(&self.pasid_cache),
             iotlb: of(&self.iotlb),
+            iotlb_ranges: of(&self.iotlb_ranges),
             device_tlb: of(&self.device_tlb),
             interrupt_entries: of(&self.interrupt_entries),
             waits: of(&self.waits),

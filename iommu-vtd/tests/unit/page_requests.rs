@@ -107,6 +107,7 @@ fn what_was_done_is_counted() {
     driver.submit(&[
         desc::pasid_cache(1, 1),
         desc::pasid_iotlb_all(1, 1),
+        desc::pasid_iotlb_page(1, 1, VIRTUAL),
         desc::device_tlb_all(1),
         desc::device_tlb_all(1),
         desc::response(1, 3, 0),
@@ -119,7 +120,8 @@ fn what_was_done_is_counted() {
         page_group_responses: 1,
         faults: 1,
         pasid_cache: before.pasid_cache + 1,
-        iotlb: before.iotlb + 1,
+        iotlb: before.iotlb + 2,
+        iotlb_ranges: 1,
         device_tlb: 2,
         waits: before.waits + 1,
         ..before

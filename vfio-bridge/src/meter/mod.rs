@@ -19,7 +19,7 @@ use crate::kernel::{
     Result,
 };
 use crate::memory::HostRange;
-use crate::sys::uapi::{FaultRecord, FaultResponse};
+use crate::sys::uapi::{FaultRecord, FaultResponse, INVALIDATE_DATA_VTD_S1, VtdS1Invalidate};
 use times::Times;
 
 pub use times::Percentiles;
@@ -43,8 +43,10 @@ pub struct MeterReading {
     pub detachments: u64,
     /// Calls that invalidate in a nested table.
     pub invalidate_calls: u64,
-    /// Ranges that those calls named.
+    /// Entries of those calls.
     pub invalidate_entries: u64,
+    /// Those of them that name a range of addresses, of the VT-d format; the others are for whole tables.
+    pub invalidate_ranges: u64,
     /// Reads of fault queues, also those that found nothing.
     pub fault_reads: u64,
     /// Page requests that were read.
@@ -71,6 +73,7 @@ struct Meter {
     detachments: AtomicU64,
     invalidate_calls: AtomicU64,
     invalidate_entries: AtomicU64,
+    invalidate_ranges: AtomicU64,
     fault_reads: AtomicU64,
     page_requests: AtomicU64,
     page_request_groups: AtomicU64,
@@ -81,6 +84,16 @@ struct Meter {
     /// When groups without answer were read, by cookie. The host gives a cookie again only after the group's end, so
     /// there are not more than it has groups under way at once.
     read_at: Mutex<HashMap<(ObjectId, u32), Instant>>,
+}
+
+/// How many entries name a range.
+fn ranges(entries: &Entries<'_>) -> usize {
+    if (entries.kind, entries.entry_len) != (INVALIDATE_DATA_VTD_S1, size_of::<VtdS1Invalidate>()) {
+        return 0;
+    }
+    let entries = entries.bytes.chunks_exact(entries.entry_len);
+    let entries = entries.filter_map(|bytes| VtdS1Invalidate::read_from_bytes(bytes).ok());
+    entries.filter(|entry| entry.npages != u64::MAX).count()
 }
 
 fn add(counter: &AtomicU64, number: usize) {
@@ -127,6 +140,7 @@ impl Metered {
             detachments: of(&meter.detachments),
             invalidate_calls: of(&meter.invalidate_calls),
             invalidate_entries: of(&meter.invalidate_entries),
+            invalidate_ranges: of(&meter.invalidate_ranges),
             fault_reads: of(&meter.fault_reads),
             page_requests: of(&meter.page_requests),
             page_request_groups: of(&meter.page_request_groups),
@@ -185,6 +199,7 @@ impl Kernel for Metered {
         let meter = &*self.meter;
         add(&meter.invalidate_calls, 1);
         add(&meter.invalidate_entries, entries.bytes.len() / entries.entry_len.max(1));
+        add(&meter.invalidate_ranges, ranges(entries));
         let start = Instant::now();
         let result = self.kernel.hwpt_invalidate(hwpt, entries);
         meter.invalidate_times.note(start.elapsed());

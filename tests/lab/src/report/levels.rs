@@ -66,12 +66,13 @@ const RULES: [Rule; 4] = [
 ];
 
 /// What is shown: its name, and where the host's unit, the bridge and the guest's unit have it.
-const ROWS: [(&str, [&str; 3]); 6] = [
+const ROWS: [(&str, [&str; 3]); 7] = [
     ("page requests", [SEEN; 3]),
     ("page requests refused", [UNSEEN, "-", UNSEEN]),
     ("page request groups", [GROUPS; 3]),
     ("page group responses", [ANSWERS; 3]),
     ("invalidations of translations", ["iotlb", "invalidate_entries", "iotlb"]),
+    ("... of a range", ["iotlb_ranges", "invalidate_ranges", "iotlb_ranges"]),
     ("waits, and calls of the bridge", ["waits", "invalidate_calls", "waits"]),
 ];
 
