@@ -1,6 +1,6 @@
 //! An assigned PCI function: a device of the host's, as a guest sees it.
 //!
-//! The guest's view is made once, from what the device says when it is taken in ([`picture`]): registers that steer
+//! The guest's view is made once, from what the device says when it is taken in (`picture`): registers that steer
 //! the host's side of things (BARs, interrupts, reset, power, address translation services) are this crate's own, and
 //! only bytes that are known to be harmless lead to the device. So nothing that VFIO leaves reachable by accident, such
 //! as the real PASID capability, can be reached.
