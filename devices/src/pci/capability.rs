@@ -7,7 +7,7 @@ use super::bar::{self, BarSpec};
 use super::config::ConfigSpace;
 use super::function::BAR_COUNT;
 use super::spec::{
-    AtsCapability, AtsControl, CONFIG_SIZE, Command, DeviceCapabilities, DeviceCapabilities2, DeviceControl,
+    AtsCapability, AtsControl, CONFIG_SIZE, DeviceCapabilities, DeviceCapabilities2, DeviceControl,
     EXTENDED_START, ExpressCapabilities, ExtendedHeader, MsixControl, PasidCapability, PasidControl,
     PriControl, PriStatus, ats, capability, express, extended, header, msix, pasid, power, pri,
 };
@@ -269,16 +269,8 @@ impl Chain {
         config.set(header::CLASS, &[prog_if, subclass, base]);
         config.set(header::SUBSYSTEM_VENDOR_ID, &id.subsystem_vendor.to_le_bytes());
         config.set(header::SUBSYSTEM_ID, &id.subsystem.to_le_bytes());
-        let command = Command::DEFAULT
-            .with_memory_space(true)
-            .with_bus_master(true)
-            .with_parity_error_response(true)
-            .with_serr(true)
-            .with_interrupt_disable(true);
-        config.set_writable(header::COMMAND, &command.raw_value().to_le_bytes());
+        config.open_header();
         config.set_w1c(header::STATUS, &header::STATUS_W1C.to_le_bytes());
-        config.set_writable(header::CACHE_LINE, &[0xff]);
-        config.set_writable(header::INTERRUPT_LINE, &[0xff]);
         Self {
             config,
             link: header::CAPABILITIES,

@@ -2,7 +2,7 @@
 //!
 //! Knows no register. Meaning and side effects are [`super::base`]'s.
 
-use super::spec::CONFIG_SIZE;
+use super::spec::{CONFIG_SIZE, Command, header};
 
 /// 4 KiB of configuration space. Bits without a write mask are read-only.
 #[derive(Clone)]
@@ -71,6 +71,20 @@ impl ConfigSpace {
     /// Makes bits writable: ones in `mask`. Replaces the mask of these bytes.
     pub fn set_writable(&mut self, offset: u16, mask: &[u8]) {
         fill(&mut self.writable, offset, mask);
+    }
+
+    /// Makes writable what every function has of a header: the switches of its command register but that of I/O ports,
+    /// which no function here has, and the bytes that mean nothing to it.
+    pub fn open_header(&mut self) {
+        let command = Command::DEFAULT
+            .with_memory_space(true)
+            .with_bus_master(true)
+            .with_parity_error_response(true)
+            .with_serr(true)
+            .with_interrupt_disable(true);
+        self.set_writable(header::COMMAND, &command.raw_value().to_le_bytes());
+        self.set_writable(header::CACHE_LINE, &[0xff]);
+        self.set_writable(header::INTERRUPT_LINE, &[0xff]);
     }
 
     /// Makes bits write-one-to-clear: ones in `mask`. Replaces the mask of these bytes.

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 const DRIVER: &str = "vfio-pci";
 /// Lets a device be assigned although the machine cannot keep its interrupts apart.
@@ -30,6 +31,15 @@ pub fn give_to_vfio(folder: &Path) -> Result<PathBuf> {
         devices.context("no vfio-dev: the kernel needs CONFIG_VFIO_PCI and CONFIG_VFIO_DEVICE_CDEV");
     let device = devices?.flatten().next().context("VFIO made no device")?;
     Ok(Path::new("/dev/vfio/devices").join(device.file_name()))
+}
+
+/// Lifts the limit of locked memory, which would bound what can be mapped for a device.
+///
+/// # Errors
+/// This process may not.
+pub fn lift_memory_lock() -> Result<()> {
+    let limit = Rlimit { current: None, maximum: None };
+    setrlimit(Resource::Memlock, limit).context("cannot lift the limit of locked memory")
 }
 
 /// Accepts that interrupts are not remapped; true if that was not accepted before.

@@ -5,8 +5,8 @@ use std::ops::Range;
 use arbitrary_int::{u2, u3, u4};
 use devices::pci::config::ConfigSpace;
 use devices::pci::spec::{
-    CONFIG_SIZE, Command, DeviceCapabilities, DeviceCapabilities2, DeviceControl, EXTENDED_START,
-    ExpressCapabilities, MsixControl, capability, express, header, msix, power,
+    CONFIG_SIZE, DeviceCapabilities, DeviceCapabilities2, DeviceControl, EXTENDED_START, ExpressCapabilities,
+    MsixControl, capability, express, header, msix, power,
 };
 
 use super::bars::Bar;
@@ -124,15 +124,7 @@ impl Picture {
                 config.set(at, &[hardware.bytes.u8(at)]);
             }
         }
-        let command = Command::DEFAULT
-            .with_memory_space(true)
-            .with_bus_master(true)
-            .with_parity_error_response(true)
-            .with_serr(true)
-            .with_interrupt_disable(true);
-        config.set_writable(header::COMMAND, &command.raw_value().to_le_bytes());
-        config.set_writable(header::CACHE_LINE, &[0xff]);
-        config.set_writable(header::INTERRUPT_LINE, &[0xff]);
+        config.open_header();
         for bar in hardware.bars.iter().flatten() {
             bar.install(config);
         }

@@ -11,11 +11,10 @@ mod tables;
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 use guest::suite::Work;
-use guest::{endpoint, program};
-use rustix::process::{Resource, Rlimit, setrlimit};
+use guest::{endpoint, program, vfio};
 
 use cases::{Bench, Case};
 use rig::Place;
@@ -33,8 +32,7 @@ fn main() -> ExitCode {
 
 fn run(options: &program::Options) -> Result<bool> {
     let Some(chosen) = options.choose(cases::all())? else { return Ok(true) };
-    setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None })
-        .context("cannot lift the limit of locked memory")?;
+    vfio::lift_memory_lock()?;
     let place = Place::take(&endpoint::find()?)?;
     options.run("bridge-test", &chosen, |case| work(&place, case), &|| Ok(0))
 }

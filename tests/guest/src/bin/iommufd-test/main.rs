@@ -20,11 +20,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 use guest::model::Random;
 use guest::suite::Work;
-use guest::{endpoint, program};
+use guest::{endpoint, program, vfio};
 
 use bench::Bench;
 use cases::Case;
@@ -42,8 +42,8 @@ fn main() -> ExitCode {
 
 fn run(options: &program::Options) -> Result<bool> {
     let Some(chosen) = options.choose(cases::all())? else { return Ok(true) };
-    sys::lift_memory_lock().context("cannot lift the limit of locked memory")?;
-    let node = guest::vfio::give_to_vfio(&endpoint::find()?)?;
+    vfio::lift_memory_lock()?;
+    let node = vfio::give_to_vfio(&endpoint::find()?)?;
     let asked = Rc::new(Cell::new(0));
     options.run("iommufd-test", &chosen, |case| work(&node, &asked, case), &|| Ok(asked.get()))
 }

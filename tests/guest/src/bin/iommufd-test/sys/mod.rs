@@ -13,13 +13,6 @@ pub(crate) use iommufd::{
 };
 pub(crate) use vfio::Vfio;
 
-/// Lifts the limit of locked memory, which would bound what can be mapped for a device.
-pub(crate) fn lift_memory_lock() -> io::Result<()> {
-    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: `limit` is valid for the call.
-    check(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit) }).map(drop)
-}
-
 /// An ioctl's argument: plain words, as the kernel's header lays them out.
 ///
 /// # Safety
