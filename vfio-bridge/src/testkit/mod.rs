@@ -12,6 +12,7 @@ mod device;
 mod faults;
 mod function;
 mod iommufd;
+pub mod rules;
 mod space;
 mod yes;
 
@@ -178,6 +179,7 @@ enum Object {
         ioas: u32,
         pasid: bool,
         nest: bool,
+        faults: Option<u32>,
     },
     Nested {
         parent: u32,
@@ -200,6 +202,14 @@ impl Object {
             Self::Device(_) => "device",
         }
     }
+
+    /// The fault queue of a page table.
+    fn faults(&self) -> Option<u32> {
+        match self {
+            Self::Paging { faults, .. } | Self::Nested { faults, .. } => *faults,
+            Self::Ioas(_) | Self::FaultQueue(_) | Self::Device(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -207,7 +217,8 @@ struct Queue {
     open: bool,
     unread: VecDeque<Group>,
     read: BTreeMap<u32, Group>,
-    next_cookie: u32,
+    /// Cookies count from here.
+    lowest: u32,
     /// Set while something is unread.
     event: OwnedFd,
 }
