@@ -83,6 +83,8 @@ pub enum Call {
     IrqInfo,
     /// `VFIO_DEVICE_SET_IRQS` with events.
     SetIrqs,
+    /// `VFIO_DEVICE_SET_IRQS` that unmasks.
+    UnmaskIrqs,
     /// `VFIO_DEVICE_SET_IRQS` with none.
     DisableIrqs,
     /// `VFIO_DEVICE_RESET`.
