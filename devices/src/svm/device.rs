@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, PageResponse};
 
 use super::atc::DeviceTlb;
+use super::command::Commands;
+use super::engines::Engines;
+use super::portal::{Portal, Window, windows};
 use super::pri::PageRequests;
 use super::queue::Queue;
-use super::spec::{Caps, GlobalStatus};
-use super::staging::Staging;
+use super::spec::{BATCH_LOG2, Caps, GROUP_PAGES, GlobalStatus, Limits, WINDOWS};
 use super::stats::{Clock, Counters, Timeline};
 
 /// How the endpoint is built.
@@ -24,11 +26,13 @@ pub struct SvmConfig {
     pub ats: bool,
     /// The function has PRI; of no effect without ATS.
     pub pri: bool,
+    /// Number of engines, 1 to [`MAX_ENGINES`](super::spec::MAX_ENGINES).
+    pub engines: u8,
 }
 
 impl Default for SvmConfig {
     fn default() -> Self {
-        Self { queues: 8, depth_log2: 6, ats: true, pri: true }
+        Self { queues: 8, depth_log2: 6, ats: true, pri: true, engines: 8 }
     }
 }
 
@@ -41,6 +45,16 @@ impl SvmConfig {
             .with_depth(self.depth_log2)
             .with_ats(self.ats)
             .with_pri(self.ats && self.pri)
+    }
+
+    /// LIMITS.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits::DEFAULT
+            .with_engines(self.engines)
+            .with_windows(WINDOWS)
+            .with_group(GROUP_PAGES)
+            .with_batch(BATCH_LOG2)
     }
 }
 
@@ -62,8 +76,14 @@ pub struct Device {
     pub config: SvmConfig,
     /// Queues.
     pub queues: Vec<Queue>,
-    /// The portals' staging areas, one per queue.
-    pub staging: Vec<Staging>,
+    /// Portals, one per queue.
+    pub portals: Vec<Portal>,
+    /// Windows.
+    pub windows: Vec<Window>,
+    /// Engines.
+    pub engines: Engines,
+    /// Commands.
+    pub commands: Commands,
     /// Counters.
     pub counters: Arc<Counters>,
     /// Timeline.
@@ -88,7 +108,10 @@ impl Device {
         Self {
             config,
             queues: (0..config.queues).map(|number| Queue::new(number, config.depth_log2)).collect(),
-            staging: (0..config.queues).map(|_| Staging::default()).collect(),
+            portals: (0..config.queues).map(|_| Portal::default()).collect(),
+            windows: windows(),
+            engines: Engines::new(config.engines),
+            commands: Commands::default(),
             counters: Arc::default(),
             timeline: Timeline::default(),
             clock,
@@ -140,15 +163,17 @@ impl Device {
         self.switch(|status| status.with_pasid(on));
     }
 
-    /// PRI was disabled.
+    /// PRI was disabled. On return no page request is made any more.
     pub fn disable_pri(&self) {
         self.pri.disable();
+        self.drain();
         self.tell_if_stopped();
     }
 
-    /// PRI was reset, which it can be only while it is disabled.
+    /// PRI was reset, which it can be only while it is disabled. On return no page request is made any more.
     pub fn reset_pri(&self) {
         self.pri.reset();
+        self.drain();
         self.tell_if_stopped();
     }
 
@@ -167,6 +192,9 @@ impl Device {
 
     /// CTRL.RESET.
     pub fn reset(&self) {
+        for window in &self.windows {
+            window.disable();
+        }
         for queue in &self.queues {
             queue.disable();
         }
@@ -182,14 +210,23 @@ impl Device {
         self.pri.reset();
         self.switch(|_| GlobalStatus::DEFAULT);
         self.device_tlb.flush();
-        for staging in &self.staging {
-            staging.clear();
-        }
+        self.device_tlb.forget_hits();
+        self.portals.iter().for_each(Portal::clear);
+        self.windows.iter().for_each(Window::clear);
+        self.engines.use_only(self.engines.count());
+        self.commands.clear();
         for queue in &self.queues {
             queue.clear_counters();
         }
         self.counters.clear();
         self.timeline.clear();
+    }
+
+    /// A command has ended.
+    pub fn command_ended(&self, interrupt: bool) {
+        if interrupt {
+            self.pci.interrupt(0);
+        }
     }
 
     /// The function goes away: workers end. The caller joins them.
