@@ -115,7 +115,8 @@ impl Window {
     pub fn set_control(&self, value: u32) {
         let mut binding = self.binding.lock();
         let value = WindowControl::new_with_raw_value(value);
-        let queue = if binding.control.enable() { binding.control.queue() } else { value.queue() };
+        let stays = binding.control.enable() && value.enable();
+        let queue = if stays { binding.control.queue() } else { value.queue() };
         if value.enable() && !binding.control.enable() {
             binding.generation += 1;
         }
