@@ -1,6 +1,7 @@
 //! `--svm`: the SVM endpoints.
 
 use devices::svm::SvmConfig;
+use devices::svm::misbehaviour::{Kind, PlanError};
 use devices::svm::spec::{DEPTH_LOG2, MAX_QUEUES};
 
 use super::complaint::Complaint;
@@ -58,10 +59,18 @@ fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
             }
             "ats" => config.ats = switch()?,
             "pri" => config.pri = switch()?,
+            "misbehave" => config
+                .misbehaviour
+                .add(value)
+                .map_err(|error| complaint(&error.to_string(), &how_to_misbehave(error)))?,
+            "seed" => {
+                config.misbehaviour.seed =
+                    value.parse().map_err(|_| complaint("not a number", "give 0 to 4294967295"))?;
+            }
             _ => {
                 return Err(complaint(
                     "unknown",
-                    "known are queues, depth, ats, pri, iommu, rmrr-mib and satc",
+                    "known are queues, depth, ats, pri, misbehave, seed, iommu, rmrr-mib and satc",
                 ));
             }
         }
@@ -70,6 +79,17 @@ fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
         return Err(Complaint::new("--svm pri=on", "page requests need ATS", "give ats=on, or pri=off too"));
     }
     Ok(config)
+}
+
+/// What to give in place of a misbehaviour that is none.
+fn how_to_misbehave(error: PlanError) -> String {
+    match error {
+        PlanError::Kind => {
+            format!("known are {}", Kind::all().map(Kind::name).collect::<Vec<_>>().join(", "))
+        }
+        PlanError::How => "give KIND:COUNT, or KIND:1/N for once in N times on average".to_owned(),
+        PlanError::Argument(kind) => format!("give {}@N with such a number", kind.name()),
+    }
 }
 
 /// The logarithm of a depth that queues can have. **Pure.**
