@@ -23,7 +23,7 @@ fn identity_and_capabilities_table() {
     for (name, config, caps) in rows {
         let rig = Rig::cold(config);
         assert_eq!(read(&rig, 0, 4), b"SVM1", "{name}");
-        assert_eq!(rig.read32(4), 1, "{name}");
+        assert_eq!(rig.read32(4), 2, "{name}");
         assert_eq!(rig.read32(8), caps, "{name}");
         assert_eq!(rig.read32(0x14), 1024, "{name}");
         assert_eq!(rig.extended(0xf).is_some(), config.ats, "{name}");
