@@ -246,18 +246,6 @@ mod tests {
                 "give less",
             ),
             ("DMA engine", vec!["--kernel", &kernel, "--acpi-dma", "queues=1"], "known are"),
-            (
-                "svm misbehaviour",
-                vec!["--kernel", &kernel, "--svm", "misbehave=late"],
-                "known are late-invalid",
-            ),
-            ("svm how often", vec!["--kernel", &kernel, "--svm", "misbehave=wrong-group:x"], "KIND:COUNT"),
-            (
-                "svm argument",
-                vec!["--kernel", &kernel, "--svm", "misbehave=late-invalidation@1000"],
-                "0 to 900",
-            ),
-            ("svm seed", vec!["--kernel", &kernel, "--svm", "seed=-1"], "give 0 to"),
             ("svm switch", vec!["--kernel", &kernel, "--svm", "ats=yes"], "on or off"),
             ("svm pri without ats", vec!["--kernel", &kernel, "--svm", "ats=off"], "need ATS"),
         ] {

@@ -15,6 +15,7 @@
 //! | [`queue`] | a queue: its ring, its registers, what disable and reset do to it |
 //! | [`worker`] | the thread that works a queue off |
 //! | [`misbehaviour`] | what it does wrong when told to |
+//! | [`stray`] | requests that no descriptor asked for, and the removal of the function |
 //! | [`staging`] | a descriptor as a portal takes it |
 //! | [`regs`] | the register pages |
 //! | [`device`] | what all of them share, and its switches and resets |
@@ -43,6 +44,7 @@ pub mod regs;
 pub mod spec;
 pub mod staging;
 pub mod stats;
+pub mod stray;
 pub mod worker;
 
 pub use device::SvmConfig;

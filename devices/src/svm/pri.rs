@@ -10,8 +10,7 @@ use std::time::{Duration, Instant};
 use iommu_core::{GroupIndex, PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::misbehaviour::stray::STRAY_GROUP;
-use super::misbehaviour::{Kind, Misbehaviour};
+use super::misbehaviour::{Kind, Misbehaviour, STRAY_GROUP};
 use super::spec::PAGE_REQUEST_CAPACITY;
 use super::stats::{Clock, Counters, Times};
 

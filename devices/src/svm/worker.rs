@@ -17,11 +17,11 @@ use super::descriptor::Header;
 use super::device::Device;
 use super::engine::{Engine, Step};
 use super::misbehaviour::Kind;
-use super::misbehaviour::stray::{Start, Way};
 use super::pri::{Answer, count};
 use super::queue::{Fate, Job, Queue};
 use super::spec::{FaultInfo, FaultReason, IrqRegister, Record, Status};
 use super::stats::Times;
+use super::stray::{Start, Way};
 
 /// First and longest pause after an answer that the IOMMU gave because its queue overflowed.
 const BACKOFF: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(10));

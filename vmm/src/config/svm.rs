@@ -98,3 +98,37 @@ fn depth_log2(value: &str) -> Option<u8> {
     let log2 = u8::try_from(depth.trailing_zeros()).ok()?;
     DEPTH_LOG2.contains(&log2).then_some(log2)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use devices::svm::misbehaviour::{How, Setting};
+
+    fn parsed(text: &str) -> Result<SvmConfig, Complaint> {
+        parse(&text.split(',').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn misbehaviour_adds_up() {
+        let config = parsed("misbehave=late-invalidation:1/20@200,seed=7,misbehave=wrong-group:3").unwrap();
+        let mut expected = SvmConfig::default();
+        expected.misbehaviour.seed = 7;
+        expected.misbehaviour.set(Kind::LateInvalidation, Setting { how: How::OneIn(20), argument: 200 });
+        expected.misbehaviour.set(Kind::WrongGroup, Setting { how: How::Count(3), argument: 0 });
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn wrong_misbehaviour() {
+        for (text, expected) in [
+            ("misbehave=late", "no kind of misbehaviour; known are late-invalidation, lost-"),
+            ("misbehave=", "known are late-invalidation"),
+            ("misbehave=wrong-group:x", "neither a count of 1 to 16777215 nor 1/N; give KIND:COUNT"),
+            ("misbehave=late-invalidation@1000", "0 to 900; give late-invalidation@N"),
+            ("seed=-1", "not a number; give 0 to 4294967295"),
+        ] {
+            let complaint = parsed(text).expect_err(text).to_string();
+            assert!(complaint.contains(expected), "{text}: {complaint}");
+        }
+    }
+}

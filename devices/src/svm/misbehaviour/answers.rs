@@ -17,6 +17,9 @@ const REQUEST: u32 = Kind::WrongGroup.bit()
     | Kind::StrangeAddress.bit()
     | Kind::UnfinishedGroup.bit();
 
+/// Group of page requests that no descriptor made. No descriptor's has it, so that answers can be told apart.
+pub const STRAY_GROUP: GroupIndex = GroupIndex::truncate(GroupIndex::COUNT - 1);
+
 impl Misbehaviour {
     /// A device-TLB invalidation, which `honest` does. Takes at most a second.
     pub fn invalidation(&self, honest: impl FnOnce() -> DeviceTlbCompletion) -> DeviceTlbCompletion {

@@ -205,7 +205,7 @@ impl Misbehaviour {
 
     /// Takes the function off the bus until it was looked for so many times; 0: until it is brought back. `abandon`
     /// stops its work.
-    pub(super) fn vanish(&self, looks: u32, abandon: impl FnOnce()) {
+    pub fn vanish(&self, looks: u32, abandon: impl FnOnce()) {
         let _moving = self.moving.lock();
         self.looks.store(looks, Ordering::Relaxed);
         self.gone.store(true, Ordering::Release);

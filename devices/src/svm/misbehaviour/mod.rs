@@ -1,4 +1,4 @@
-//! Misbehaviour on demand (section 10): a switchboard by which the endpoint does wrong what hardware gets wrong, so that
+//! Misbehaviour on demand (the `README.md` beside this file): a switchboard by which the endpoint does wrong what hardware gets wrong, so that
 //! error paths of drivers and IOMMUs can be tested.
 //!
 //! # Architecture
@@ -11,7 +11,8 @@
 //! | [`board`] | the switchboard: what is on, and whether it happens now |
 //! | [`registers`] | the switchboard in the global page |
 //! | [`answers`] | what is done to invalidations, page requests and responses |
-//! | [`stray`] | requests on the bus that no descriptor asked for, and the removal of the function |
+//!
+//! Requests that no descriptor asked for, and the removal of the function, are in [`stray`](super::stray).
 //!
 //! While nothing is on, each place where something could happen costs one relaxed load, and no such place is on the way
 //! of an access that the device-TLB knows. The board's lock is a leaf.
@@ -22,8 +23,8 @@ pub mod dice;
 pub mod kind;
 pub mod plan;
 pub mod registers;
-pub mod stray;
 
+pub use answers::STRAY_GROUP;
 pub use board::Misbehaviour;
 pub use kind::Kind;
 pub use plan::{How, Plan, PlanError, Setting};

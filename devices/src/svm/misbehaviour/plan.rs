@@ -154,11 +154,9 @@ mod tests {
             match expected {
                 Err(error) => assert_eq!((added, plan), (Err(error), Plan::default()), "{text}"),
                 Ok((kind, setting)) => {
-                    assert_eq!(added, Ok(()), "{text}");
-                    for other in Kind::all() {
-                        let expected = if other == kind { setting } else { Setting::default() };
-                        assert_eq!(plan.setting(other), expected, "{text}: {other:?}");
-                    }
+                    assert_eq!((added, plan.setting(kind)), (Ok(()), setting), "{text}");
+                    plan.set(kind, Setting::default());
+                    assert_eq!(plan, Plan::default(), "{text}: and no other");
                 }
             }
         }

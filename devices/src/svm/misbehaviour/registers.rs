@@ -1,4 +1,4 @@
-//! The switchboard in the global page (section 10.1): all 32 bits wide.
+//! The switchboard in the global page: all 32 bits wide.
 
 use std::ops::Range;
 

@@ -1,13 +1,13 @@
-//! Requests on the bus that no descriptor asked for, and the removal of the function.
+//! Misbehaviour of a function as a whole: requests on the bus that no descriptor asked for, and the removal of the function.
 
 use iommu_core::{
-    Access, AddressType, GroupIndex, Iova, PageRequest, PageRequestOutcome, Pasid, Request, SourceId,
-    Translator, VendorData,
+    Access, AddressType, Iova, PageRequest, PageRequestOutcome, Pasid, Request, SourceId, Translator,
+    VendorData,
 };
 
-use super::kind::Kind;
-use crate::svm::device::Device;
-use crate::svm::pri::count;
+use super::device::Device;
+use super::misbehaviour::{Kind, STRAY_GROUP};
+use super::pri::count;
 
 /// What happens before a descriptor is worked on.
 const STRAY: u32 = Kind::TranslatedAccess.bit()
@@ -18,9 +18,6 @@ const STRAY: u32 = Kind::TranslatedAccess.bit()
 
 /// An address of the interrupt range.
 const INTERRUPTS: u64 = 0xfee0_0000;
-
-/// Group of stray page requests. No descriptor's has it, so that answers can be told apart.
-pub const STRAY_GROUP: GroupIndex = GroupIndex::truncate(GroupIndex::COUNT - 1);
 
 /// Where a descriptor is about to begin.
 #[derive(Clone, Copy, Debug)]
