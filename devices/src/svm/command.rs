@@ -9,8 +9,7 @@ use arbitrary_int::u4;
 use iommu_core::Pasid;
 use parking_lot::Mutex;
 
-use super::device::Device;
-use super::queue::Selection;
+use super::queue::{Queue, Selection};
 use super::spec::{Command, CommandOperation, CommandState, CommandStatus, MAX_QUEUES};
 
 #[derive(Default)]
@@ -20,6 +19,13 @@ struct State {
     overrun: bool,
     /// Per queue, what it has to have finished.
     targets: [u64; MAX_QUEUES as usize],
+}
+
+/// A command has ended, or was none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Send vector 0.
+    pub interrupt: bool,
 }
 
 /// The command register.
@@ -58,51 +64,44 @@ impl Commands {
         status.raw_value()
     }
 
-    /// Writes COMMAND: starts one, unless one is under way.
-    pub fn start(&self, device: &Device, value: u32) {
+    /// Writes COMMAND: starts one, unless one is under way. The caller wakes who waits for a page response, then looks
+    /// for [`Self::progress`].
+    pub fn start(&self, value: u32, queues: &[Queue]) -> Option<Ended> {
         let mut state = self.state.lock();
         if state.state == CommandState::Active {
             state.overrun = true;
-            return;
+            return None;
         }
         let command = Command::new_with_raw_value(value & Command::WRITABLE);
         *state = State { command, ..State::default() };
-        let Some((operation, selection)) = decode(command, device.queues.len()) else {
+        let Some((operation, selection)) = decode(command, queues.len()) else {
             state.state = CommandState::Refused;
-            drop(state);
-            return device.command_ended(command.interrupt());
+            return Some(Ended { interrupt: command.interrupt() });
         };
         state.state = CommandState::Active;
         // Before the queues are looked at: a descriptor that ends after that is looked for by its worker.
         self.active.store(true, Ordering::SeqCst);
         let abort = operation == CommandOperation::Abort;
-        for (target, queue) in state.targets.iter_mut().zip(&device.queues) {
+        for (target, queue) in state.targets.iter_mut().zip(queues) {
             *target = queue.select(selection, abort);
         }
-        drop(state);
-        if abort {
-            device.pri.wake();
-        }
-        self.progress(device);
+        None
     }
 
     /// A descriptor has ended: perhaps the command has, too.
-    pub fn progress(&self, device: &Device) {
+    pub fn progress(&self, queues: &[Queue]) -> Option<Ended> {
         if !self.active.load(Ordering::SeqCst) {
-            return;
+            return None;
         }
         let mut state = self.state.lock();
-        let mut pairs = state.targets.iter().zip(&device.queues);
-        if state.state != CommandState::Active
-            || !pairs.all(|(target, queue)| queue.finished_up_to() >= *target)
-        {
-            return;
+        let mut pairs = state.targets.iter().zip(queues);
+        let ended = pairs.all(|(target, queue)| queue.finished_up_to() >= *target);
+        if state.state != CommandState::Active || !ended {
+            return None;
         }
         state.state = CommandState::Done;
         self.active.store(false, Ordering::SeqCst);
-        let interrupt = state.command.interrupt();
-        drop(state);
-        device.command_ended(interrupt);
+        Some(Ended { interrupt: state.command.interrupt() })
     }
 
     /// As at power-on.

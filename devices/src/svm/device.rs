@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, PageResponse};
 
 use super::atc::DeviceTlb;
-use super::command::Commands;
+use super::command::{Commands, Ended};
 use super::engines::Engines;
+use super::misbehaviour::{Kind, Misbehaviour, Plan};
 use super::portal::{Portal, Window, windows};
 use super::pri::PageRequests;
 use super::queue::Queue;
@@ -28,11 +29,13 @@ pub struct SvmConfig {
     pub pri: bool,
     /// Number of engines, 1 to [`MAX_ENGINES`](super::spec::MAX_ENGINES).
     pub engines: u8,
+    /// What it does wrong from power-on on.
+    pub misbehaviour: Plan,
 }
 
 impl Default for SvmConfig {
     fn default() -> Self {
-        Self { queues: 8, depth_log2: 6, ats: true, pri: true, engines: 8 }
+        Self { queues: 8, depth_log2: 6, ats: true, pri: true, engines: 8, misbehaviour: Plan::default() }
     }
 }
 
@@ -94,6 +97,8 @@ pub struct Device {
     pub device_tlb: DeviceTlb,
     /// Page requests.
     pub pri: PageRequests,
+    /// What it does wrong when told to.
+    pub misbehaviour: Arc<Misbehaviour>,
     /// PCI side.
     pub pci: Arc<dyn PciSide>,
     /// [`GlobalStatus`] without PRI.
@@ -105,6 +110,7 @@ impl Device {
     #[must_use]
     pub fn new(config: SvmConfig, pci: Arc<dyn PciSide>) -> Self {
         let clock = Clock::default();
+        let misbehaviour = Arc::new(Misbehaviour::new(&config.misbehaviour));
         Self {
             config,
             queues: (0..config.queues).map(|number| Queue::new(number, config.depth_log2)).collect(),
@@ -116,7 +122,8 @@ impl Device {
             timeline: Timeline::default(),
             clock,
             device_tlb: DeviceTlb::default(),
-            pri: PageRequests::new(clock),
+            pri: PageRequests::new(clock, misbehaviour.clone()),
+            misbehaviour,
             pci,
             switches: AtomicU32::new(0),
         }
@@ -204,6 +211,13 @@ impl Device {
 
     /// Function-level or conventional reset. On return no DMA is under way, and none follows.
     pub fn function_reset(&self) {
+        self.abandon();
+        self.misbehaviour.reset();
+    }
+
+    /// Drops all work without a trace, and goes back to the state after power-on. On return no DMA is under way, and
+    /// none follows.
+    pub fn abandon(&self) {
         for queue in &self.queues {
             queue.reset();
         }
@@ -222,9 +236,21 @@ impl Device {
         self.timeline.clear();
     }
 
-    /// A command has ended.
-    pub fn command_ended(&self, interrupt: bool) {
-        if interrupt {
+    /// COMMAND is written.
+    pub fn start_command(&self, value: u32) {
+        self.tell_of_command(self.commands.start(value, &self.queues));
+        // What is aborted may wait for a page.
+        self.pri.wake();
+        self.look_at_command();
+    }
+
+    /// A descriptor has ended: perhaps the command under way has, too.
+    pub fn look_at_command(&self) {
+        self.tell_of_command(self.commands.progress(&self.queues));
+    }
+
+    fn tell_of_command(&self, ended: Option<Ended>) {
+        if ended.is_some_and(|ended| ended.interrupt) {
             self.pci.interrupt(0);
         }
     }
@@ -240,11 +266,14 @@ impl Device {
     /// A device-TLB invalidation. Waits for open sessions, for nothing else.
     pub fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
         self.counters.invalidations.count();
-        self.device_tlb.invalidate(invalidation)
+        self.misbehaviour.invalidation(|| self.device_tlb.invalidate(invalidation))
     }
 
     /// A page group response.
     pub fn page_group_response(&self, response: &PageResponse) {
+        if self.misbehaviour.gone() || self.misbehaviour.happens(Kind::IgnoredResponse).is_some() {
+            return;
+        }
         let received = self.pri.receive(response, &self.counters);
         if received.unexpected {
             self.pci.pri_unexpected_group();

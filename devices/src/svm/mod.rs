@@ -17,6 +17,8 @@
 //! | [`engines`] | engines, and who gets the next one |
 //! | [`portal`] | portals and windows: where descriptors come in |
 //! | [`command`] | drain and abort |
+//! | [`misbehaviour`] | what it does wrong when told to |
+//! | [`stray`] | requests that no descriptor asked for, and the removal of the function |
 //! | [`regs`] | the register pages |
 //! | [`device`] | what all of them share, and its switches and resets |
 //! | [`function`] | the PCI function and [`Endpoint`](iommu_core::Endpoint) |
@@ -39,12 +41,14 @@ pub mod device;
 pub mod engine;
 pub mod engines;
 pub mod function;
+pub mod misbehaviour;
 pub mod portal;
 pub mod pri;
 pub mod queue;
 pub mod regs;
 pub mod spec;
 pub mod stats;
+pub mod stray;
 pub mod worker;
 
 pub use device::SvmConfig;

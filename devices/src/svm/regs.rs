@@ -4,6 +4,7 @@
 //! 32-bit registers, of which an access may change only some bytes.
 
 use super::device::Device;
+use super::misbehaviour::registers as misbehaviour;
 use super::portal::{Portal, Window, merge};
 use super::queue::{Queue, Via};
 use super::spec::{
@@ -77,6 +78,9 @@ fn read_global(device: &Device, register: u64, pair: impl Fn(u32, u32) -> u64) -
         global::LIMITS => pair(device.config.limits().raw_value(), device.engines.used()),
         global::COMMAND => pair(device.commands.command(), device.commands.status()),
         global::TRANSLATION_HITS => device.device_tlb.hits(),
+        _ if misbehaviour::RANGE.contains(&register) => {
+            pair(device.misbehaviour.read(register), device.misbehaviour.read(register + 4))
+        }
         global::COUNTERS..global::TIMELINE => device.counters.at(index(global::COUNTERS)),
         global::TIMELINE..global::DURATIONS => match index(global::TIMELINE) {
             0 => device.clock.now(),
@@ -180,11 +184,14 @@ impl Word {
                     device.reset();
                 }
             }
+            _ if misbehaviour::RANGE.contains(&register) => {
+                device.misbehaviour.write(register, self.over(device.misbehaviour.read(register)));
+            }
             global::ENGINES => {
                 let [engines, high @ ..] = self.over(device.engines.used()).to_le_bytes();
                 device.engines.use_only(if high == [0; 3] { engines } else { u8::MAX });
             }
-            global::COMMAND => device.commands.start(device, self.over(device.commands.command())),
+            global::COMMAND => device.start_command(self.over(device.commands.command())),
             _ => match window_of(device, register) {
                 Some((window, 0)) => window.set_control(self.over(window.control())),
                 Some((window, 4)) => window.set_pasid(self.over(window.pasid())),

@@ -14,10 +14,12 @@ use super::atc::QueuePorts;
 use super::descriptor::{Header, Operation, Work};
 use super::device::Device;
 use super::engine::{Engine, Step};
+use super::misbehaviour::Kind;
 use super::queue::{Fate, Job, Queue};
 use super::spec::{
     Descriptor, FaultInfo, FaultReason, HOP_BYTES, IrqRegister, PriorityRegister, Record, Status, WINDOWS,
 };
+use super::stray::{Start, Way};
 use paging::Miss;
 
 /// How a descriptor ended.
@@ -119,11 +121,12 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         while let Some(job) = self.queue().next() {
             self.execute(&job);
             self.queue().finished();
-            self.device.commands.progress(&self.device);
+            self.device.look_at_command();
         }
     }
 
     fn execute(&mut self, job: &Job) {
+        self.device.vanish_if_due();
         let mut task = Task { job, header: job.descriptor.header(), page_requests: 0, element: false };
         let failures = self.failures(job).count;
         let outcome = match (self.queue().fate(job), job.descriptor.work()) {
@@ -141,6 +144,20 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         };
         self.failures(job).count += u64::from(outcome.end != End::Success);
         self.complete(&mut task, outcome);
+    }
+
+    /// What a descriptor did not ask for.
+    fn stray(&self, job: &Job, first: Option<(Iova, Access)>) {
+        if !self.device.strays() {
+            return;
+        }
+        let queue = self.queue();
+        let _gate = queue.enter();
+        if queue.fate(job) == Fate::Go && self.device.switches().bus_master() {
+            let (address, access) = first.unwrap_or((Iova(0), Access::Read));
+            let way = Way { source: self.dma.source(), translator: &**self.dma.translator() };
+            self.device.stray(way, &Start { pasid: job.pasid, address, access });
+        }
     }
 
     fn failures(&mut self, job: &Job) -> &mut Failures {
@@ -163,6 +180,7 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
     fn operate(&mut self, task: &mut Task<'_>, operation: Operation) -> Outcome {
         let scale = if matches!(operation, Operation::Chase { .. }) { HOP_BYTES } else { 1 };
         let mut engine = Engine::new(operation);
+        self.stray(task.job, engine.next_access());
         let end = self.perform(task, &mut engine, scale);
         Outcome { end, completed: engine.completed(), result: engine.result() }
     }
@@ -224,9 +242,10 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
             return Err(Blocked::Reason(FaultReason::Refused));
         }
         let ports = &mut self.ports;
-        let port = if switches.ats() { &mut ports.translated } else { &mut ports.untranslated };
+        let ats = switches.ats() && self.device.misbehaviour.happens(Kind::UntranslatedAccess).is_none();
+        let port = if ats { &mut ports.translated } else { &mut ports.untranslated };
         let session = port.session(job.pasid);
-        Ok((work(&session), switches.ats()))
+        Ok((work(&session), ats))
     }
 
     /// Shows how a descriptor ended: counters first, then the record, then the interrupt.

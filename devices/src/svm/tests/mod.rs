@@ -5,6 +5,7 @@ mod commands;
 mod disable;
 mod engine;
 mod groups;
+mod misbehaviour;
 mod operations;
 mod page_requests;
 mod random;

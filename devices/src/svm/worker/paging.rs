@@ -155,7 +155,8 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         device.counters.page_groups.count();
         let mut outcome = None;
         for request in requests {
-            outcome = Some(self.dma.translator().page_request(request));
+            let request = device.misbehaviour.outgoing(request);
+            outcome = Some(self.dma.translator().page_request(&request));
         }
         if let Some(PageRequestOutcome::Answered(code)) = outcome {
             count(code, &device.counters);
