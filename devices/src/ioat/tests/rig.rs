@@ -8,7 +8,6 @@ use iommu_core::{Dma, PortSet, SourceId};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::IntoBytes;
 
-use crate::hooked::{Hook, Hooked};
 use crate::ioat::spec::{Descriptor, DescriptorControl, Register, TransferStatus, command, global};
 use crate::ioat::{IoatConfig, IoatFunction};
 use crate::pci::PciFunction;
@@ -20,6 +19,8 @@ pub(super) const SOURCE: SourceId = SourceId(0x10);
 pub(super) const BASE: u64 = 0x7_0000_0000;
 /// Pages that are there.
 pub(super) const PAGES: u64 = 64;
+/// Memory: the pages, and one before them.
+const MEMORY_BYTES: usize = 0x4_1000;
 /// A page for descriptors.
 pub(super) const DESCRIPTORS: u64 = BASE;
 /// A page for the completion.
@@ -36,25 +37,21 @@ pub(super) struct Rig {
     pub(super) iommu: Arc<ListTranslator>,
     pub(super) memory: Memory,
     pub(super) msi: Arc<RecordingMsi>,
-    /// Called inside sessions, before every look-up.
-    pub(super) on_translate: Hook,
 }
 
 impl Rig {
     /// Powered on, nothing enabled.
     pub(super) fn cold(config: IoatConfig) -> Self {
-        let memory = Memory::from_ranges(&[(GuestAddress(0), 0x1000 * (PAGES as usize + 1))]).unwrap();
+        let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
         let iommu = ListTranslator::new();
         for page in 0..PAGES {
             let iova = BASE + 0x1000 * page;
             iommu.map(Page { pasid: None, iova, gpa: gpa(iova), write: iova != READ_ONLY });
         }
         let msi = Arc::new(RecordingMsi::default());
-        let on_translate = Hook::default();
-        let hooked = Hooked::new(&iommu, &on_translate);
-        let dma = Dma::new(SOURCE, memory.clone(), Arc::new(hooked), Arc::new(PortSet::default()));
+        let dma = Dma::new(SOURCE, memory.clone(), iommu.clone(), Arc::new(PortSet::default()));
         let function = Arc::new(IoatFunction::new(config, &dma, msi.clone()).unwrap());
-        Self { function, iommu, memory, msi, on_translate }
+        Self { function, iommu, memory, msi }
     }
 
     /// As a driver leaves it: bus master, interrupts on, vector `n` sends data `n`.
