@@ -7,10 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, PageResponse};
 
 use super::atc::DeviceTlb;
+use super::command::{Commands, Ended};
+use super::engines::Engines;
+use super::misbehaviour::{Kind, Misbehaviour, Plan};
+use super::portal::{Portal, Window, windows};
 use super::pri::PageRequests;
 use super::queue::Queue;
-use super::spec::{Caps, GlobalStatus};
-use super::staging::Staging;
+use super::spec::{BATCH_LOG2, Caps, GROUP_PAGES, GlobalStatus, Limits, WINDOWS};
 use super::stats::{Clock, Counters, Timeline};
 
 /// How the endpoint is built.
@@ -24,11 +27,15 @@ pub struct SvmConfig {
     pub ats: bool,
     /// The function has PRI; of no effect without ATS.
     pub pri: bool,
+    /// Number of engines, 1 to [`MAX_ENGINES`](super::spec::MAX_ENGINES).
+    pub engines: u8,
+    /// What it does wrong from power-on on.
+    pub misbehaviour: Plan,
 }
 
 impl Default for SvmConfig {
     fn default() -> Self {
-        Self { queues: 8, depth_log2: 6, ats: true, pri: true }
+        Self { queues: 8, depth_log2: 6, ats: true, pri: true, engines: 8, misbehaviour: Plan::default() }
     }
 }
 
@@ -41,6 +48,16 @@ impl SvmConfig {
             .with_depth(self.depth_log2)
             .with_ats(self.ats)
             .with_pri(self.ats && self.pri)
+    }
+
+    /// LIMITS.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits::DEFAULT
+            .with_engines(self.engines)
+            .with_windows(WINDOWS)
+            .with_group(GROUP_PAGES)
+            .with_batch(BATCH_LOG2)
     }
 }
 
@@ -62,8 +79,14 @@ pub struct Device {
     pub config: SvmConfig,
     /// Queues.
     pub queues: Vec<Queue>,
-    /// The portals' staging areas, one per queue.
-    pub staging: Vec<Staging>,
+    /// Portals, one per queue.
+    pub portals: Vec<Portal>,
+    /// Windows.
+    pub windows: Vec<Window>,
+    /// Engines.
+    pub engines: Engines,
+    /// Commands.
+    pub commands: Commands,
     /// Counters.
     pub counters: Arc<Counters>,
     /// Timeline.
@@ -74,6 +97,8 @@ pub struct Device {
     pub device_tlb: DeviceTlb,
     /// Page requests.
     pub pri: PageRequests,
+    /// What it does wrong when told to.
+    pub misbehaviour: Arc<Misbehaviour>,
     /// PCI side.
     pub pci: Arc<dyn PciSide>,
     /// [`GlobalStatus`] without PRI.
@@ -85,15 +110,20 @@ impl Device {
     #[must_use]
     pub fn new(config: SvmConfig, pci: Arc<dyn PciSide>) -> Self {
         let clock = Clock::default();
+        let misbehaviour = Arc::new(Misbehaviour::new(&config.misbehaviour));
         Self {
             config,
             queues: (0..config.queues).map(|number| Queue::new(number, config.depth_log2)).collect(),
-            staging: (0..config.queues).map(|_| Staging::default()).collect(),
+            portals: (0..config.queues).map(|_| Portal::default()).collect(),
+            windows: windows(),
+            engines: Engines::new(config.engines),
+            commands: Commands::default(),
             counters: Arc::default(),
             timeline: Timeline::default(),
             clock,
             device_tlb: DeviceTlb::default(),
-            pri: PageRequests::new(clock),
+            pri: PageRequests::new(clock, misbehaviour.clone()),
+            misbehaviour,
             pci,
             switches: AtomicU32::new(0),
         }
@@ -140,15 +170,17 @@ impl Device {
         self.switch(|status| status.with_pasid(on));
     }
 
-    /// PRI was disabled.
+    /// PRI was disabled. On return no page request is made any more.
     pub fn disable_pri(&self) {
         self.pri.disable();
+        self.drain();
         self.tell_if_stopped();
     }
 
-    /// PRI was reset, which it can be only while it is disabled.
+    /// PRI was reset, which it can be only while it is disabled. On return no page request is made any more.
     pub fn reset_pri(&self) {
         self.pri.reset();
+        self.drain();
         self.tell_if_stopped();
     }
 
@@ -167,6 +199,9 @@ impl Device {
 
     /// CTRL.RESET.
     pub fn reset(&self) {
+        for window in &self.windows {
+            window.disable();
+        }
         for queue in &self.queues {
             queue.disable();
         }
@@ -176,20 +211,48 @@ impl Device {
 
     /// Function-level or conventional reset. On return no DMA is under way, and none follows.
     pub fn function_reset(&self) {
+        self.abandon();
+        self.misbehaviour.reset();
+    }
+
+    /// Drops all work without a trace, and goes back to the state after power-on. On return no DMA is under way, and
+    /// none follows.
+    pub fn abandon(&self) {
         for queue in &self.queues {
             queue.reset();
         }
         self.pri.reset();
         self.switch(|_| GlobalStatus::DEFAULT);
         self.device_tlb.flush();
-        for staging in &self.staging {
-            staging.clear();
-        }
+        self.device_tlb.forget_hits();
+        self.portals.iter().for_each(Portal::clear);
+        self.windows.iter().for_each(Window::clear);
+        self.engines.use_only(self.engines.count());
+        self.commands.clear();
         for queue in &self.queues {
             queue.clear_counters();
         }
         self.counters.clear();
         self.timeline.clear();
+    }
+
+    /// COMMAND is written.
+    pub fn start_command(&self, value: u32) {
+        self.tell_of_command(self.commands.start(value, &self.queues));
+        // What is aborted may wait for a page.
+        self.pri.wake();
+        self.look_at_command();
+    }
+
+    /// A descriptor has ended: perhaps the command under way has, too.
+    pub fn look_at_command(&self) {
+        self.tell_of_command(self.commands.progress(&self.queues));
+    }
+
+    fn tell_of_command(&self, ended: Option<Ended>) {
+        if ended.is_some_and(|ended| ended.interrupt) {
+            self.pci.interrupt(0);
+        }
     }
 
     /// The function goes away: workers end. The caller joins them.
@@ -203,11 +266,14 @@ impl Device {
     /// A device-TLB invalidation. Waits for open sessions, for nothing else.
     pub fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
         self.counters.invalidations.count();
-        self.device_tlb.invalidate(invalidation)
+        self.misbehaviour.invalidation(|| self.device_tlb.invalidate(invalidation))
     }
 
     /// A page group response.
     pub fn page_group_response(&self, response: &PageResponse) {
+        if self.misbehaviour.gone() || self.misbehaviour.happens(Kind::IgnoredResponse).is_some() {
+            return;
+        }
         let received = self.pri.receive(response, &self.counters);
         if received.unexpected {
             self.pci.pri_unexpected_group();

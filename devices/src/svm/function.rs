@@ -9,8 +9,9 @@ use vm_memory::GuestMemoryBackend;
 
 use super::atc::CountingTranslator;
 use super::device::{Device, PciSide, SvmConfig};
+use super::misbehaviour::registers::{WAY_BACK, brings_back};
 use super::regs;
-use super::spec::{BAR0_BYTES, BAR1_BYTES, DEPTH_LOG2, MAX_QUEUES, PAGE_REQUEST_CAPACITY};
+use super::spec::{BAR0_BYTES, BAR1_BYTES, DEPTH_LOG2, MAX_ENGINES, MAX_QUEUES, PAGE_REQUEST_CAPACITY};
 use super::worker::Worker;
 use crate::pci::{
     AtsSpec, BarSpec, DecodedBars, ExpressSpec, FunctionBase, FunctionEvent, FunctionSpec, Identity,
@@ -31,6 +32,9 @@ pub enum SvmError {
     /// Depth of the queues.
     #[error("queue depth 2^{0} asked for; 2^{min} to 2^{max} are possible", min = DEPTH_LOG2.start(), max = DEPTH_LOG2.end())]
     Depth(u8),
+    /// Number of engines.
+    #[error("{0} engines asked for; 1 to {MAX_ENGINES} are possible")]
+    Engines(u8),
     /// The PCI side.
     #[error("PCI function")]
     Pci(#[from] SpecError),
@@ -76,6 +80,9 @@ impl<M: GuestMemoryBackend + Clone + Send + 'static> SvmFunction<M> {
         if !DEPTH_LOG2.contains(&config.depth_log2) {
             return Err(SvmError::Depth(config.depth_log2));
         }
+        if !(1..=MAX_ENGINES).contains(&config.engines) {
+            return Err(SvmError::Engines(config.engines));
+        }
         let base = Arc::new(FunctionBase::new(function_spec(&config), dma.source(), msi)?);
         let device = Arc::new(Device::new(config, base.clone()));
         let translator = CountingTranslator::new(dma.translator().clone(), device.counters.clone());
@@ -97,6 +104,11 @@ impl<M: GuestMemoryBackend + Clone + Send + 'static> SvmFunction<M> {
                 self.device.disable_queue(&self.device.queues[queue]);
             }
         }
+    }
+
+    /// Conventional reset, on the bus if it was not.
+    fn come_back(&self) {
+        self.device.misbehaviour.appear(|| self.base.reset(|event| self.react(event)));
     }
 
     fn react(&self, event: FunctionEvent) {
@@ -145,10 +157,19 @@ fn function_spec(config: &SvmConfig) -> FunctionSpec {
 
 impl<M: GuestMemoryBackend + Clone + Send + Sync + 'static> PciFunction for SvmFunction<M> {
     fn config_read(&self, offset: u16, data: &mut [u8]) {
+        if self.device.misbehaviour.gone() {
+            if offset == 0 && self.device.misbehaviour.looked_for() {
+                self.come_back();
+            }
+            return data.fill(0xff);
+        }
         self.base.config_read(offset, data);
     }
 
     fn config_write(&self, offset: u16, data: &[u8]) {
+        if self.device.misbehaviour.gone() {
+            return;
+        }
         self.base.config_write(offset, data, |event| self.react(event));
     }
 
@@ -157,7 +178,9 @@ impl<M: GuestMemoryBackend + Clone + Send + Sync + 'static> PciFunction for SvmF
     }
 
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
-        if bar == 0 {
+        if self.device.misbehaviour.gone() {
+            data.fill(0xff);
+        } else if bar == 0 {
             regs::read(&self.device, offset, data);
         } else if !self.base.bar_read(bar, offset, data) {
             data.fill(0);
@@ -165,7 +188,11 @@ impl<M: GuestMemoryBackend + Clone + Send + Sync + 'static> PciFunction for SvmF
     }
 
     fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) {
-        if bar != 0 {
+        if self.device.misbehaviour.gone() {
+            if (bar, offset) == (0, WAY_BACK) && brings_back(data) {
+                self.come_back();
+            }
+        } else if bar != 0 {
             self.base.bar_write(bar, offset, data);
         } else if let Some(queue) = regs::write(&self.device, offset, data) {
             self.start(queue);
@@ -173,7 +200,7 @@ impl<M: GuestMemoryBackend + Clone + Send + Sync + 'static> PciFunction for SvmF
     }
 
     fn reset(&self) {
-        self.base.reset(|event| self.react(event));
+        self.come_back();
     }
 }
 

@@ -2,6 +2,8 @@
 //! device writes too, raw system calls, and the way in which cases are run and told.
 #![deny(unsafe_code)]
 
+pub mod diagnosis;
+pub mod driver_latency;
 pub mod endpoint;
 pub mod expect;
 pub mod model;
