@@ -96,7 +96,9 @@ fn programs_of_guest() -> Result<Archive> {
         archive.folder(folder);
     }
     archive.host_file("/init", &programs::binary("guest", "guest-init")?)?;
-    for name in ["svm-selftest", "iommufd-test", "bridge-test", "disk-check", "dma-engine"] {
+    for name in
+        ["svm-selftest", "iommufd-test", "bridge-test", "svm-misbehaviour", "disk-check", "dma-engine"]
+    {
         archive.host_file(&format!("/bin/{name}"), &programs::binary("guest", name)?)?;
     }
     Ok(archive)

@@ -1,13 +1,11 @@
-//! Gives the SVM endpoint to a driver. `uio_pci_generic_sva` has no id table of its own, and `vfio-pci` none at all.
+//! Gives the SVM endpoints to a driver.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 const DEVICES: &str = "/sys/bus/pci/devices";
-/// Name under which `uio_pci_generic_sva` registers with the PCI core.
-const DRIVER: &str = "uio_pci_sva";
 const VENDOR: &str = "0x1af4";
 const DEVICE: &str = "0x10f0";
 
@@ -27,19 +25,6 @@ fn is_endpoint(path: &Path) -> bool {
     let has =
         |file: &str, value: &str| fs::read_to_string(path.join(file)).is_ok_and(|text| text.trim() == value);
     has("vendor", VENDOR) && has("device", DEVICE)
-}
-
-/// Gives an endpoint to `uio_pci_generic_sva`.
-pub(crate) fn give_to_uio(path: &Path) -> Result<PathBuf> {
-    if !path.join("driver").exists() {
-        fs::write(path.join("driver_override"), DRIVER).context("cannot set driver_override")?;
-        fs::write("/sys/bus/pci/drivers_probe", name(path)).context("the driver refused")?;
-    }
-    let Ok(folders) = fs::read_dir(path.join("uio")) else {
-        bail!("no driver {DRIVER}: the kernel needs CONFIG_UIO_PCI_GENERIC_SVA");
-    };
-    let node = folders.flatten().next().context("the driver made no uio device")?;
-    Ok(Path::new("/dev").join(node.file_name()))
 }
 
 fn name(path: &Path) -> String {
