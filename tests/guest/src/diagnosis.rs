@@ -16,6 +16,19 @@ pub fn lines() -> Vec<String> {
     lines
 }
 
+/// What the threads of a process wait for in the kernel, one line each.
+#[must_use]
+pub fn waits(process: u32) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let read = |thread: &fs::DirEntry, name| fs::read_to_string(thread.path().join(name)).unwrap_or_default();
+    let line = |thread: fs::DirEntry| {
+        let [name, place, call] = ["comm", "wchan", "syscall"].map(|name| read(&thread, name));
+        let call = call.split_whitespace().next().unwrap_or("?").to_owned();
+        format!("thread {}: in {}, system call {call}", name.trim(), place.trim())
+    };
+    threads.map(line).collect()
+}
+
 /// One line for each unit. Pure.
 fn registers(text: &str) -> Vec<String> {
     let mut units: Vec<String> = Vec::new();

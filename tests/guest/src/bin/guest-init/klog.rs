@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 /// Lines that follow a warning and say where it comes from.
 const TRACE_LINES: usize = 24;
-const WANTED: [&str; 9] = [
+const WANTED: [&str; 11] = [
     "dmar",
     "iommu",
     "pasid",
@@ -12,6 +12,8 @@ const WANTED: [&str; 9] = [
     "bridge-test:",
     "svm-misbehaviour:",
     "uio",
+    "ioat",
+    "dmatest:",
     "pci 0000:",
     " pm: ",
 ];
