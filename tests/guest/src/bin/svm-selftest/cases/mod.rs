@@ -1,6 +1,9 @@
 //! The cases, by subject.
 
+mod ahead;
+mod batch;
 mod bind;
+mod command;
 mod fault;
 mod operation;
 mod paging;
@@ -21,8 +24,19 @@ pub(crate) type Case = guest::program::Case<fn(&mut Bench<'_>) -> Result<()>>;
 
 /// All cases, in the order in which they run.
 pub(crate) fn all() -> Vec<Case> {
-    [bind::CASES, operation::CASES, paging::CASES, fault::CASES, queue::CASES, process::CASES, soak::CASES]
-        .concat()
+    [
+        bind::CASES,
+        operation::CASES,
+        paging::CASES,
+        fault::CASES,
+        queue::CASES,
+        batch::CASES,
+        command::CASES,
+        ahead::CASES,
+        process::CASES,
+        soak::CASES,
+    ]
+    .concat()
 }
 
 #[cfg(test)]

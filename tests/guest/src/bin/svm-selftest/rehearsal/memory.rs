@@ -34,6 +34,13 @@ pub(super) struct Memory {
     pub(super) asks: bool,
     /// Page requests so far.
     pub(super) requests: u64,
+    /// Groups of them.
+    pub(super) groups: u64,
+    /// There is an address space behind the PASID.
+    pub(super) reachable: bool,
+    ahead: u64,
+    /// Ends of what will be read and written.
+    ends: [u64; 2],
     /// Addresses asked for, the last one.
     pub(super) asked: Option<u64>,
     /// For the flaw `Stale`: pages as they were when the device saw them last.
@@ -43,7 +50,60 @@ pub(super) struct Memory {
 impl Memory {
     pub(super) fn new(flaw: Flaw) -> Result<Self> {
         let page_map = File::open("/proc/self/pagemap").context("cannot open the page map")?;
-        Ok(Self { flaw, page_map, asks: true, requests: 0, asked: None, kept: HashMap::new() })
+        Ok(Self {
+            flaw,
+            page_map,
+            asks: true,
+            requests: 0,
+            groups: 0,
+            reachable: true,
+            ahead: 0,
+            ends: [0; 2],
+            asked: None,
+            kept: HashMap::new(),
+        })
+    }
+
+    /// Pages up to these ends may be asked for together with one that is missing, this many at most.
+    pub(super) fn expect(&mut self, ahead: u8, read_end: u64, write_end: u64) {
+        (self.ahead, self.ends) = (ahead.into(), [read_end, write_end]);
+    }
+
+    /// Brings a page in, if it can be; says whether it is there then.
+    pub(super) fn fetch(&mut self, address: u64, write: bool) -> bool {
+        let there = self.is_there(address, write);
+        if there || self.flaw == Flaw::NoPri {
+            return there;
+        }
+        self.requests += 1;
+        self.touch(address, write);
+        self.is_there(address, write)
+    }
+
+    fn touch(&self, address: u64, write: bool) {
+        let mut byte = [0];
+        if copy_from_self(address, &mut byte).is_ok() && write {
+            // Refused or not: whoever needs the page will see.
+            let _ = copy_to_self(address, &byte);
+        }
+    }
+
+    /// Asks for pages behind one that was missing.
+    fn look_ahead(&mut self, address: u64, write: bool) -> Result<(), Refusal> {
+        self.groups += 1;
+        let end = self.ends[usize::from(write)];
+        let ahead = if self.flaw == Flaw::AsksForOne { 0 } else { self.ahead };
+        for number in 1..=ahead {
+            let page = (address & !(PAGE_BYTES - 1)).saturating_add(number * PAGE_BYTES);
+            if page < end && (self.flaw == Flaw::AsksForAll || !self.is_there(page, write)) {
+                self.requests += 1;
+                self.touch(page, write);
+                if self.flaw == Flaw::OneForAll && !self.is_there(page, write) {
+                    return Err(self.refused(address, write));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Reads up to the end of the page.
@@ -93,7 +153,7 @@ impl Memory {
         self.requests += if self.flaw == Flaw::CountsTwice { 2 } else { 1 };
         self.asked = Some(address & !(PAGE_BYTES - 1));
         thread::sleep(REQUEST);
-        Ok(())
+        self.look_ahead(address, write)
     }
 
     fn refused(&self, address: u64, write: bool) -> Refusal {

@@ -5,8 +5,11 @@
 //! the pages that the kernel's own page map calls absent or not exclusively this process's. It has
 //! no device-TLB but for one flaw, and every process has a model of its own.
 
+mod batch;
 mod engine;
 mod memory;
+mod operation;
+mod sharing;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -48,8 +51,35 @@ pub(crate) enum Flaw {
     Chatty,
     /// Aborted descriptors get no record.
     SilentAbort,
+    /// The last descriptor of a batch is left out.
+    ShortBatch,
+    /// A batch says that it succeeded whatever its descriptors did.
+    SunnyBatch,
+    /// Fences let everything pass.
+    NoFences,
+    /// Submissions seem to be accepted, always.
+    AlwaysAccepts,
+    /// All windows reach the address space of their queue's owner.
+    MixesWindows,
+    /// Commands are done before they are.
+    HastyCommands,
+    /// Page requests are made one by one.
+    AsksForOne,
+    /// Pages ahead are asked for even if they are there.
+    AsksForAll,
+    /// A page ahead that is refused is a fault of the one that is needed.
+    OneForAll,
+    /// PREFETCH does nothing.
+    LazyPrefetch,
+    /// PREFETCH faults where a page cannot be had.
+    StrictPrefetch,
     /// Other processes' address spaces can be reached, or seem so: a read of a strange address is zeros.
     SeesEverything,
+}
+
+/// A process's number stands for its address space, as a PASID does.
+fn own_pasid() -> u32 {
+    std::process::id() & 0xf_ffff
 }
 
 /// Reaches the model.
@@ -76,8 +106,7 @@ impl Rehearsal {
 impl Endpoint for Rehearsal {
     fn open(&self) -> Result<Session> {
         let registers: Arc<dyn Registers> = self.engine.clone();
-        // A process's number stands for its address space, as a PASID does.
-        let pasid = std::process::id() & 0xf_ffff;
+        let pasid = own_pasid();
         Ok(Session { registers, pasid, interrupts: self.interrupts.try_clone()? })
     }
 
