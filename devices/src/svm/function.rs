@@ -12,6 +12,7 @@ use super::device::{Device, PciSide, SvmConfig};
 use super::misbehaviour::registers::{WAY_BACK, brings_back};
 use super::regs;
 use super::spec::{BAR0_BYTES, BAR1_BYTES, DEPTH_LOG2, MAX_ENGINES, MAX_QUEUES, PAGE_REQUEST_CAPACITY};
+use super::stats::SvmReading;
 use super::worker::Worker;
 use crate::pci::{
     AtsSpec, BarSpec, DecodedBars, ExpressSpec, FunctionBase, FunctionEvent, FunctionSpec, Identity,
@@ -89,6 +90,12 @@ impl<M: GuestMemoryBackend + Clone + Send + 'static> SvmFunction<M> {
         let dma = dma.with_translator(Arc::new(translator));
         let workers = Mutex::new((0..config.queues).map(|_| None).collect());
         Ok(Arc::new(Self { base, device, dma, workers }))
+    }
+
+    /// What it has counted since its last reset. Waits for open sessions.
+    #[must_use]
+    pub fn counted(&self) -> SvmReading {
+        self.device.counters.read(self.device.device_tlb.hits())
     }
 
     /// Sees that a queue has a worker. Without one, which only happens if the host has no thread to give, the

@@ -1,9 +1,10 @@
 //! Batches, fences, drains and prefetching, as the model carries them out.
 
 use super::Flaw;
-use super::engine::{Engine, Job};
+use super::engine::Engine;
 use super::memory::{Memory, Refusal};
 use super::operation::{ABORTED, End, Execution, FAULT, FENCED, INCOMPLETE, SUCCESS, is_valid};
+use super::queue::Job;
 use crate::endpoint::{DESCRIPTOR_WORDS, Operation, Reason};
 use crate::sys::PAGE_BYTES;
 
@@ -55,8 +56,11 @@ impl Engine {
             BATCH | DRAIN => End::invalid(),
             PREFETCH => self.prefetch(&operation, memory),
             _ => {
-                let current = || self.current(index, job);
-                Execution { engine: self, memory, index, current: &current }.run(&operation)
+                let pause = |waits: bool| {
+                    self.state().queues[index].waiting = waits;
+                    self.current(index, job)
+                };
+                Execution { flaw: self.flaw, memory, pause: &pause }.run(&operation)
             }
         }
     }

@@ -1,6 +1,5 @@
 //! The model's registers, queues and workers.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -10,7 +9,8 @@ use anyhow::Result;
 use super::Flaw;
 use super::memory::Memory;
 use super::operation::{ABORTED, End, write_record};
-use super::sharing::{Page, Sharing};
+use super::queue::{Job, QueueState};
+use super::sharing::Sharing;
 use crate::endpoint::{DESCRIPTOR_WORDS, Operation, Registers, control, global, portal, window};
 use crate::sys::PAGE;
 
@@ -18,41 +18,6 @@ const QUEUES: usize = 4;
 /// The flag in a descriptor's first word.
 const WANTS_RECORD: u64 = 1 << 8;
 const DEPTH_LOG2: u32 = 6;
-pub(super) const LONGEST: u64 = 1 << 30;
-
-/// A descriptor under way.
-#[derive(Clone, Copy)]
-pub(super) struct Job {
-    pub(super) words: [u64; DESCRIPTOR_WORDS],
-    /// Where it came in: 0 the queue's portal, else a window.
-    pub(super) page: usize,
-    /// Whether its PASID is one, and this process's.
-    pub(super) pasid: Option<bool>,
-    pub(super) number: u64,
-    pub(super) generation: u64,
-}
-
-#[derive(Default)]
-pub(super) struct QueueState {
-    enabled: bool,
-    pub(super) shared: bool,
-    /// Counts disables; what was submitted before the last one is aborted.
-    generation: u64,
-    pasid: u32,
-    irq: u32,
-    portal: Page,
-    pending: VecDeque<Job>,
-    at_work: bool,
-    pub(super) waiting: bool,
-    /// Numbers of the last job taken in, ended, aborted by command.
-    pub(super) submitted: u64,
-    pub(super) finished: u64,
-    pub(super) aborted: u64,
-    /// By page, what did not succeed.
-    pub(super) failures: [u64; 1 + window::COUNT],
-    page_requests: u64,
-    record_lost: u64,
-}
 
 #[derive(Default)]
 pub(super) struct State {
@@ -227,29 +192,6 @@ impl Engine {
             let outcome = outcome.unwrap_or(portal::DISABLED);
             state.sharing.page(number).note(outcome, self.flaw);
         }
-    }
-}
-
-impl QueueState {
-    pub(super) fn occupancy(&self) -> u32 {
-        u32::try_from(self.pending.len()).unwrap_or(u32::MAX) + u32::from(self.at_work)
-    }
-
-    fn status(&self) -> u32 {
-        let active = if self.occupancy() > 0 { control::ACTIVE } else { 0 };
-        let waiting = if self.waiting { control::WAITING } else { 0 };
-        u32::from(self.enabled) | active | waiting | u32::from(self.shared) << 3
-    }
-
-    fn enable(&mut self, on: bool) {
-        if self.enabled && !on {
-            self.generation += 1;
-            self.shared = false;
-        }
-        if on && !self.enabled {
-            self.failures = Default::default();
-        }
-        self.enabled = on;
     }
 }
 

@@ -9,6 +9,8 @@ mod batch;
 mod engine;
 mod memory;
 mod operation;
+mod page;
+mod queue;
 mod sharing;
 
 use std::ffi::OsString;

@@ -1,11 +1,12 @@
 //! Operations on memory, as the model carries them out.
 
 use super::Flaw;
-use super::engine::{Engine, LONGEST};
 use super::memory::{Memory, Refusal, offset};
 use crate::endpoint::{NO_DIFFERENCE, Operation, Reason};
 use crate::model;
 use crate::sys::PAGE;
+
+const LONGEST: u64 = 1 << 30;
 
 pub(super) const SUCCESS: u8 = 1;
 pub(super) const FAULT: u8 = 2;
@@ -83,11 +84,10 @@ pub(super) fn write_record(
 
 /// An operation at work.
 pub(super) struct Execution<'a> {
-    pub(super) engine: &'a Engine,
+    pub(super) flaw: Flaw,
     pub(super) memory: &'a mut Memory,
-    pub(super) index: usize,
-    /// Whether it is still wanted.
-    pub(super) current: &'a dyn Fn() -> bool,
+    /// Shows whether it waits; says whether it is still wanted.
+    pub(super) pause: &'a dyn Fn(bool) -> bool,
 }
 
 /// Why an operation stops.
@@ -113,7 +113,7 @@ impl Execution<'_> {
         } else {
             self.span(operation, &mut completed, &mut result)
         };
-        self.engine.state().queues[self.index].waiting = false;
+        (self.pause)(false);
         let (status, refusal) = match outcome {
             Ok(()) => (SUCCESS, None),
             Err(Stop::Found(at)) => {
@@ -123,17 +123,14 @@ impl Execution<'_> {
             Err(Stop::Aborted) => (ABORTED, None),
             Err(Stop::Refused(refusal)) => (FAULT, Some(refusal)),
         };
-        if refusal.is_some() && self.engine.flaw == Flaw::ForgetsPart {
+        if refusal.is_some() && self.flaw == Flaw::ForgetsPart {
             completed = 0;
         }
         End { status, refusal, completed, result }
     }
 
     fn pause(&mut self) -> Result<(), Stop> {
-        let mut state = self.engine.state();
-        state.queues[self.index].waiting = self.memory.requests > 0;
-        drop(state);
-        if (self.current)() { Ok(()) } else { Err(Stop::Aborted) }
+        if (self.pause)(self.memory.requests > 0) { Ok(()) } else { Err(Stop::Aborted) }
     }
 
     /// Everything but lists: piece by piece, none across a page of either side.
@@ -155,7 +152,7 @@ impl Execution<'_> {
             }
             match opcode {
                 1 => {
-                    let short = self.engine.flaw == Flaw::LosesByte && length > PAGE as u64;
+                    let short = self.flaw == Flaw::LosesByte && length > PAGE as u64;
                     let last = short && *completed + piece as u64 == length;
                     self.memory.write(to, &bytes[..piece - usize::from(last)])?;
                 }
@@ -173,7 +170,7 @@ impl Execution<'_> {
                 }
                 _ => {
                     sum = model::crc32c(&bytes, sum);
-                    *result = u64::from(if self.engine.flaw == Flaw::WrongCrc { !sum } else { sum });
+                    *result = u64::from(if self.flaw == Flaw::WrongCrc { !sum } else { sum });
                 }
             }
             *completed += piece as u64;
