@@ -12,5 +12,6 @@ pub mod registers;
 pub mod report;
 pub mod suite;
 pub mod sys;
+pub mod uio;
 pub mod vfio;
 pub mod wait;
