@@ -2,7 +2,7 @@
 
 use devices::svm::SvmConfig;
 use devices::svm::misbehaviour::{Kind, PlanError};
-use devices::svm::spec::{DEPTH_LOG2, MAX_QUEUES};
+use devices::svm::spec::{DEPTH_LOG2, MAX_ENGINES, MAX_QUEUES};
 
 use super::complaint::Complaint;
 use super::units::{Placement, UnitSpec};
@@ -57,6 +57,7 @@ fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
                 config.depth_log2 = depth_log2(value)
                     .ok_or_else(|| complaint("not a depth", "give a power of two from 2 to 1024"))?
             }
+            "engines" => config.engines = u8::try_from(number(MAX_ENGINES.into())?).unwrap_or(MAX_ENGINES),
             "ats" => config.ats = switch()?,
             "pri" => config.pri = switch()?,
             "misbehave" => config
@@ -70,7 +71,7 @@ fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
             _ => {
                 return Err(complaint(
                     "unknown",
-                    "known are queues, depth, ats, pri, misbehave, seed, iommu, rmrr-mib and satc",
+                    "known are queues, depth, engines, ats, pri, misbehave, seed, iommu, rmrr-mib and satc",
                 ));
             }
         }
