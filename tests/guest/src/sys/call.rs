@@ -106,8 +106,7 @@ impl Drop for Child {
 pub fn mount(kind: &str, folder: &Path) -> io::Result<()> {
     let (kind, folder) = (CString::new(kind)?, CString::new(folder.as_os_str().as_encoded_bytes())?);
     // SAFETY: strings that end in zero, and no data.
-    let result =
-        unsafe { libc::mount(kind.as_ptr(), folder.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    let result = unsafe { libc::mount(kind.as_ptr(), folder.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 

@@ -73,7 +73,11 @@ impl UserFaults {
         self.file.read_exact(&mut message)?;
         let (words, _) = message.as_chunks::<8>();
         let address = u64::from_le_bytes(words[2]);
-        if message[0] == EVENT_PAGE_FAULT { Ok(Some(address)) } else { Err(io::Error::other("no page fault")) }
+        if message[0] == EVENT_PAGE_FAULT {
+            Ok(Some(address))
+        } else {
+            Err(io::Error::other("no page fault"))
+        }
     }
 
     /// Brings missing pages with the bytes of another mapping, and wakes who waits for them.

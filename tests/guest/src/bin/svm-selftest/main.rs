@@ -31,6 +31,9 @@ struct Options {
     /// Run against a model of the endpoint in this process instead; with a flaw, some case must notice
     #[arg(long, value_name = "FLAW", num_args = 0..=1, default_missing_value = "none", global = true)]
     rehearse: Option<Flaw>,
+    /// Let a rehearsal change settings of this machine for a while: swap, huge pages, merging of pages, groups
+    #[arg(long, global = true)]
+    change_machine: bool,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -64,13 +67,14 @@ fn run(options: &Options) -> Result<bool> {
     }
     let registers = endpoint.peek()?;
     let page_requests = || Ok(Counters::read(registers.as_ref()).page_requests);
-    options.common.run("svm-selftest", &chosen, |case| work(endpoint.as_ref(), case), &page_requests)
+    options.common.run("svm-selftest", &chosen, |case| work(options, endpoint.as_ref(), case), &page_requests)
 }
 
-fn work<'a>(endpoint: &'a dyn Endpoint, case: &Case) -> Work<'a> {
-    let run = case.run;
+fn work<'a>(options: &Options, endpoint: &'a dyn Endpoint, case: &Case) -> Work<'a> {
+    let (run, may_change_machine) = (case.run, options.change_machine || endpoint.is_shared());
     Box::new(move |seed, notes| {
-        let mut bench = Bench { endpoint, random: model::Random::new(seed), notes: std::mem::take(notes) };
+        let (random, notes_before) = (model::Random::new(seed), std::mem::take(notes));
+        let mut bench = Bench { endpoint, random, may_change_machine, notes: notes_before };
         let outcome = run(&mut bench);
         *notes = bench.notes;
         outcome

@@ -2,6 +2,8 @@
 
 mod bind;
 mod fault;
+mod huge;
+mod kinds;
 mod operation;
 mod paging;
 mod process;
@@ -21,8 +23,18 @@ pub(crate) type Case = guest::program::Case<fn(&mut Bench<'_>) -> Result<()>>;
 
 /// All cases, in the order in which they run.
 pub(crate) fn all() -> Vec<Case> {
-    [bind::CASES, operation::CASES, paging::CASES, fault::CASES, queue::CASES, process::CASES, soak::CASES]
-        .concat()
+    [
+        bind::CASES,
+        operation::CASES,
+        paging::CASES,
+        kinds::CASES,
+        huge::CASES,
+        fault::CASES,
+        queue::CASES,
+        process::CASES,
+        soak::CASES,
+    ]
+    .concat()
 }
 
 #[cfg(test)]

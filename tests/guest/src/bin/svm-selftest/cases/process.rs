@@ -120,7 +120,7 @@ fn victim(endpoint: &dyn Endpoint) -> Result<()> {
 
 /// The common case, from bind to unbind.
 fn worker(endpoint: &dyn Endpoint) -> Result<()> {
-    let mut bench = Bench { endpoint, random: Random::new(9), notes: Vec::new() };
+    let mut bench = Bench::new(endpoint, 9);
     let (source, bytes) = bench.resident(PAGES)?;
     let destination = fresh(PAGES)?;
     let lane = bench.lane()?;
@@ -151,7 +151,7 @@ fn secretive(endpoint: &dyn Endpoint) -> Result<()> {
     common.write(0, &bytes);
     secret.write(0, &bytes);
     for round in 0..2 {
-        let mut bench = Bench { endpoint, random: Random::new(2), notes: Vec::new() };
+        let mut bench = Bench::new(endpoint, 2);
         let (destination, _) = bench.resident(PAGES)?;
         let lane = bench.lane()?;
         requests(lane.counted(&copy_all(&secret, &destination), bytes.len())?, 0)?;
@@ -171,7 +171,7 @@ fn stranger(endpoint: &dyn Endpoint) -> Result<()> {
     let common = Mapping::anonymous_at(COMMON, PAGES * PAGE)?;
     let own = Random::new(3).bytes(PAGES * PAGE);
     common.write(0, &own);
-    let mut bench = Bench { endpoint, random: Random::new(4), notes: Vec::new() };
+    let mut bench = Bench::new(endpoint, 4);
     let (destination, before) = bench.resident(PAGES)?;
     let lane = bench.lane()?;
     requests(lane.counted(&copy_all(&common, &destination), own.len())?, 0)?;

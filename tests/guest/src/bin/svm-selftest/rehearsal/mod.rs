@@ -4,6 +4,9 @@
 //! It reaches memory by system calls, so it faults as the kernel says, and it counts as page requests
 //! the pages that the kernel's own page map calls absent or not exclusively this process's. It has
 //! no device-TLB but for one flaw, and every process has a model of its own.
+//!
+//! It leaves the machine's settings alone, so cases that change them are skipped, unless it is told that it
+//! may: in a guest nothing is lost.
 
 mod engine;
 mod memory;
@@ -109,6 +112,10 @@ impl Endpoint for Rehearsal {
 
     fn is_shared(&self) -> bool {
         false
+    }
+
+    fn again(&self) -> Result<Box<dyn Endpoint>> {
+        Ok(Box::new(Self::new(self.flaw)?))
     }
 
     fn arguments(&self) -> Vec<OsString> {
