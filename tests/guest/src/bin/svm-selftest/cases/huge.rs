@@ -49,7 +49,7 @@ fn huge_page_of_the_pool(bench: &mut Bench<'_>) -> Result<()> {
 
 /// The kernel copies 512 small pages into a huge one while the device writes them.
 fn collapse_under_way(bench: &mut Bench<'_>) -> Result<()> {
-    const ROUNDS: u64 = 2;
+    const ROUNDS: u64 = 1;
     let map = PageMap::open()?;
     let lane = bench.lane()?;
     let mut collapsed = 0;
