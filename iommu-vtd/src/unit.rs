@@ -7,8 +7,8 @@
 //! 1. `turn`: who processes commands and the invalidation queue. Taken by register writes only, so by CPU threads
 //!    that hold nothing. Held while endpoints are called and ports are visited.
 //! 2. locks inside an endpoint, and that of a host while it hands page requests in,
-//! 3. `arriving`: shared by page requests on their way into the queue, taken for a moment by a wait descriptor
-//!    that drains them,
+//! 3. `arriving`: shared by page requests on their way into the queue, taken for a moment by what drains them: an
+//!    invalidation of entries that they are judged by, and a wait descriptor with the flag,
 //! 4. the lock of a port: an open session,
 //! 5. the latch of [`crate::interrupt`]: shared while an interrupt is delivered, which functions do with their own
 //!    locks held; taken alone for a moment by commands and invalidations. Listeners to routes are called with
@@ -212,6 +212,16 @@ impl<M: TableMemory> Unit<M> {
     fn invalidate_all(&self) {
         self.caches.clear();
         self.ports.clear();
+    }
+
+    /// On return, page requests that were judged by what was cached or in memory before have reached their queue, or
+    /// never will.
+    ///
+    /// The manual asks for this only of a wait descriptor with the drain flag. Here every invalidation of contexts and
+    /// PASIDs does it: Linux (7.3 at least) looks into its queue *before* that wait, and when the wait is done
+    /// it frees what belongs to requests of the PASID. One that came in between would be handled after it was freed.
+    fn drain_page_requests(&self) {
+        drop(self.arriving.write());
     }
 
     /// Drops tables and translations, and waits for open sessions: on return nobody uses one of them. Ports come

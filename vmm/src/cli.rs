@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use devices::svm::misbehaviour::Kind;
 
 use crate::outcome::EXIT_CODES;
 
@@ -27,6 +28,9 @@ Examples:
     svmm run --kernel bzImage --iommu scalable,pasid-bits=0 --disk data.img
     svmm run --kernel bzImage --iommu svm,intremap=off,caching-mode=on,id=u0 --svm iommu=u0
 
+  A device-TLB that answers late once in 20 times, and three completions that get lost, the same in every run:
+    svmm run --kernel bzImage --svm misbehave=late-invalidation:1/20@200,misbehave=lost-invalidation:3,seed=7
+
   A guest that is a host in turn: it can run svmm, and assign the endpoint to its own guest:
     svmm run --kernel bzImage --initrd host.cpio --memory-mib 2048 --nested --svm
 
@@ -47,6 +51,20 @@ fn units_help() -> String {
          x2apic-opt-out=on|off: ask the guest not to use x2APIC\n  \
          dma-opt-in=on|off: tell the guest that DMA is under control since power-on"
     )
+}
+
+/// What `misbehave=` of `--svm` takes.
+fn misbehaviour_help() -> String {
+    let kinds = Kind::all().map(|kind| {
+        let argument = kind.argument();
+        let (low, high) = (argument.range.start(), argument.range.end());
+        let note = match (low, high) {
+            (0, 0) => String::new(),
+            _ => format!(" (@{}, {low} to {high}; {})", argument.meaning, argument.default),
+        };
+        format!("\n  {}: {}{note}", kind.name(), kind.what())
+    });
+    format!("Kinds of misbehave= of --svm (@ARGUMENT, its range; unless given):{}", kinds.collect::<String>())
 }
 
 /// A virtual machine monitor in which shared virtual memory works.
@@ -72,7 +90,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a guest and stay until it ends
-    #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{units}\n\n{EXIT_CODES}", units = units_help()))]
+    #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}\n\n{}\n\n{EXIT_CODES}", units_help(), misbehaviour_help()))]
     Run(Box<RunArgs>),
     /// Say what this host can do, and what to do about what is missing
     Doctor(DoctorArgs),
@@ -100,7 +118,8 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true)]
     pub(crate) memory_mib: u64,
     /// Add an SVM endpoint. Options, comma-separated: queues=1 to 16 (8), depth=2 to 1024, a power of two (64),
-    /// ats=on|off (on), pri=on|off (on), and those of all devices: iommu=ID of its unit (the first), rmrr-mib=N of
+    /// ats=on|off (on), pri=on|off (on), misbehave=KIND[:COUNT|:1/N][@ARGUMENT] to do something wrong always, COUNT
+    /// times or once in N times (may be repeated; the kinds are listed below), seed=N of its dice, and those of all devices: iommu=ID of its unit (the first), rmrr-mib=N of
     /// reserved memory that is mapped one to one, satc=on|required to list it as an integrated device with ATS.
     /// May be given up to 15 times
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]

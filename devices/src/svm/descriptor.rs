@@ -130,13 +130,14 @@ impl Descriptor {
             }
             Opcode::Chase if length > MAX_TRANSFER_BYTES => return Err(Invalid),
             Opcode::Chase => Operation::Chase { first: self.source.get(), hops: length },
+            Opcode::Batch | Opcode::Drain | Opcode::Prefetch => return Err(Invalid),
         })
     }
 
     fn check_common(&self) -> Result<(), Invalid> {
         let flags = DescriptorFlags::new_with_raw_value(self.flags);
         let reserved = u64::from(flags.reserved().value())
-            | u64::from(self.reserved_02.get())
+            | u64::from(self.reserved_03)
             | self.reserved_30.get()
             | self.reserved_38.get();
         let record_misaligned =
@@ -168,9 +169,9 @@ mod tests {
             ("ends at the top", Descriptor { source: (top - 7).into(), ..valid }, true),
             ("source wraps", Descriptor { source: (top - 6).into(), ..valid }, false),
             ("destination wraps", Descriptor { destination: (top - 6).into(), ..valid }, false),
-            ("unknown opcode", Descriptor { opcode: 6, ..valid }, false),
-            ("reserved flag", Descriptor { flags: 8, ..valid }, false),
-            ("reserved 02", Descriptor { reserved_02: 1.into(), ..valid }, false),
+            ("unknown opcode", Descriptor { opcode: 9, ..valid }, false),
+            ("reserved flag", Descriptor { flags: 16, ..valid }, false),
+            ("reserved 03", Descriptor { reserved_03: 1, ..valid }, false),
             ("reserved 30", Descriptor { reserved_30: 1.into(), ..valid }, false),
             ("reserved 38", Descriptor { reserved_38: (1 << 63).into(), ..valid }, false),
             ("record misaligned", Descriptor { flags: 1, record: 16.into(), ..valid }, false),

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, PageResponse};
 
 use super::atc::DeviceTlb;
+use super::misbehaviour::{Kind, Misbehaviour, Plan};
 use super::pri::PageRequests;
 use super::queue::Queue;
 use super::spec::{Caps, GlobalStatus};
@@ -24,11 +25,13 @@ pub struct SvmConfig {
     pub ats: bool,
     /// The function has PRI; of no effect without ATS.
     pub pri: bool,
+    /// What it does wrong from power-on on.
+    pub misbehaviour: Plan,
 }
 
 impl Default for SvmConfig {
     fn default() -> Self {
-        Self { queues: 8, depth_log2: 6, ats: true, pri: true }
+        Self { queues: 8, depth_log2: 6, ats: true, pri: true, misbehaviour: Plan::default() }
     }
 }
 
@@ -74,6 +77,8 @@ pub struct Device {
     pub device_tlb: DeviceTlb,
     /// Page requests.
     pub pri: PageRequests,
+    /// What it does wrong when told to.
+    pub misbehaviour: Arc<Misbehaviour>,
     /// PCI side.
     pub pci: Arc<dyn PciSide>,
     /// [`GlobalStatus`] without PRI.
@@ -85,6 +90,7 @@ impl Device {
     #[must_use]
     pub fn new(config: SvmConfig, pci: Arc<dyn PciSide>) -> Self {
         let clock = Clock::default();
+        let misbehaviour = Arc::new(Misbehaviour::new(&config.misbehaviour));
         Self {
             config,
             queues: (0..config.queues).map(|number| Queue::new(number, config.depth_log2)).collect(),
@@ -93,7 +99,8 @@ impl Device {
             timeline: Timeline::default(),
             clock,
             device_tlb: DeviceTlb::default(),
-            pri: PageRequests::new(clock),
+            pri: PageRequests::new(clock, misbehaviour.clone()),
+            misbehaviour,
             pci,
             switches: AtomicU32::new(0),
         }
@@ -176,6 +183,13 @@ impl Device {
 
     /// Function-level or conventional reset. On return no DMA is under way, and none follows.
     pub fn function_reset(&self) {
+        self.abandon();
+        self.misbehaviour.reset();
+    }
+
+    /// Drops all work without a trace, and goes back to the state after power-on. On return no DMA is under way, and
+    /// none follows.
+    pub fn abandon(&self) {
         for queue in &self.queues {
             queue.reset();
         }
@@ -203,11 +217,14 @@ impl Device {
     /// A device-TLB invalidation. Waits for open sessions, for nothing else.
     pub fn invalidate_device_tlb(&self, invalidation: &DeviceTlbInvalidation) -> DeviceTlbCompletion {
         self.counters.invalidations.count();
-        self.device_tlb.invalidate(invalidation)
+        self.misbehaviour.invalidation(|| self.device_tlb.invalidate(invalidation))
     }
 
     /// A page group response.
     pub fn page_group_response(&self, response: &PageResponse) {
+        if self.misbehaviour.gone() || self.misbehaviour.happens(Kind::IgnoredResponse).is_some() {
+            return;
+        }
         let received = self.pri.receive(response, &self.counters);
         if received.unexpected {
             self.pci.pri_unexpected_group();

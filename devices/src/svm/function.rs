@@ -9,6 +9,7 @@ use vm_memory::GuestMemoryBackend;
 
 use super::atc::CountingTranslator;
 use super::device::{Device, PciSide, SvmConfig};
+use super::misbehaviour::registers::{WAY_BACK, brings_back};
 use super::regs;
 use super::spec::{BAR0_BYTES, BAR1_BYTES, DEPTH_LOG2, MAX_QUEUES, PAGE_REQUEST_CAPACITY};
 use super::worker::Worker;
@@ -99,6 +100,11 @@ impl<M: GuestMemoryBackend + Clone + Send + 'static> SvmFunction<M> {
         }
     }
 
+    /// Conventional reset, on the bus if it was not.
+    fn come_back(&self) {
+        self.device.misbehaviour.appear(|| self.base.reset(|event| self.react(event)));
+    }
+
     fn react(&self, event: FunctionEvent) {
         match event {
             FunctionEvent::BusMaster(on) => self.device.set_bus_master(on),
@@ -145,10 +151,19 @@ fn function_spec(config: &SvmConfig) -> FunctionSpec {
 
 impl<M: GuestMemoryBackend + Clone + Send + Sync + 'static> PciFunction for SvmFunction<M> {
     fn config_read(&self, offset: u16, data: &mut [u8]) {
+        if self.device.misbehaviour.gone() {
+            if offset == 0 && self.device.misbehaviour.looked_for() {
+                self.come_back();
+            }
+            return data.fill(0xff);
+        }
         self.base.config_read(offset, data);
     }
 
     fn config_write(&self, offset: u16, data: &[u8]) {
+        if self.device.misbehaviour.gone() {
+            return;
+        }
         self.base.config_write(offset, data, |event| self.react(event));
     }
 
@@ -157,7 +172,9 @@ impl<M: GuestMemoryBackend + Clone + Send + Sync + 'static> PciFunction for SvmF
     }
 
     fn bar_read(&self, bar: u8, offset: u64, data: &mut [u8]) {
-        if bar == 0 {
+        if self.device.misbehaviour.gone() {
+            data.fill(0xff);
+        } else if bar == 0 {
             regs::read(&self.device, offset, data);
         } else if !self.base.bar_read(bar, offset, data) {
             data.fill(0);
@@ -165,7 +182,11 @@ impl<M: GuestMemoryBackend + Clone + Send + Sync + 'static> PciFunction for SvmF
     }
 
     fn bar_write(&self, bar: u8, offset: u64, data: &[u8]) {
-        if bar != 0 {
+        if self.device.misbehaviour.gone() {
+            if (bar, offset) == (0, WAY_BACK) && brings_back(data) {
+                self.come_back();
+            }
+        } else if bar != 0 {
             self.base.bar_write(bar, offset, data);
         } else if let Some(queue) = regs::write(&self.device, offset, data) {
             self.start(queue);
@@ -173,7 +194,7 @@ impl<M: GuestMemoryBackend + Clone + Send + Sync + 'static> PciFunction for SvmF
     }
 
     fn reset(&self) {
-        self.base.reset(|event| self.react(event));
+        self.come_back();
     }
 }
 

@@ -14,6 +14,8 @@
 //! | [`stats`] | counters and the timeline |
 //! | [`queue`] | a queue: its ring, its registers, what disable and reset do to it |
 //! | [`worker`] | the thread that works a queue off |
+//! | [`misbehaviour`] | what it does wrong when told to |
+//! | [`stray`] | requests that no descriptor asked for, and the removal of the function |
 //! | [`staging`] | a descriptor as a portal takes it |
 //! | [`regs`] | the register pages |
 //! | [`device`] | what all of them share, and its switches and resets |
@@ -35,12 +37,14 @@ pub mod descriptor;
 pub mod device;
 pub mod engine;
 pub mod function;
+pub mod misbehaviour;
 pub mod pri;
 pub mod queue;
 pub mod regs;
 pub mod spec;
 pub mod staging;
 pub mod stats;
+pub mod stray;
 pub mod worker;
 
 pub use device::SvmConfig;

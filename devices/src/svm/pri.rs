@@ -4,11 +4,13 @@
 //! call finds it. It leaves when it is answered, or when PRI is reset; a group whose descriptor was aborted
 //! stays, because its answer is still to come and its index must not be used meanwhile.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iommu_core::{GroupIndex, PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use super::misbehaviour::{Kind, Misbehaviour, STRAY_GROUP};
 use super::spec::PAGE_REQUEST_CAPACITY;
 use super::stats::{Clock, Counters, Times};
 
@@ -39,6 +41,9 @@ pub struct Received {
     pub stopped: bool,
 }
 
+/// Most that are outstanding if credits are not kept: half of all indices.
+const EXCESS_LIMIT: usize = 256;
+
 struct Group {
     request: PageRequest,
     /// Tells groups apart that had the same index before and after a reset.
@@ -54,6 +59,8 @@ struct State {
     enabled: bool,
     allocation: u32,
     groups: Vec<Group>,
+    /// Outstanding ones that no descriptor made.
+    strays: usize,
     next_index: u16,
     next_serial: u64,
 }
@@ -65,11 +72,16 @@ impl State {
 
     /// Page requests without an answer.
     fn outstanding(&self) -> usize {
-        self.groups.iter().filter(|group| group.answer.is_none()).count()
+        self.strays + self.groups.iter().filter(|group| group.answer.is_none()).count()
     }
 
     fn has_credit(&self) -> bool {
         self.outstanding() < self.allocation.min(PAGE_REQUEST_CAPACITY) as usize
+    }
+
+    /// Whether there is an index for one more even if credits are not kept.
+    fn has_index(&self) -> bool {
+        self.groups.len() < EXCESS_LIMIT
     }
 
     fn stopped(&self) -> bool {
@@ -78,7 +90,10 @@ impl State {
 
     /// Enters a group under an index that no outstanding group has. Fewer are outstanding than indices exist.
     fn enter(&mut self, mut request: PageRequest) -> (PageRequest, u64) {
-        while self.groups.iter().any(|g| g.request.group == GroupIndex::truncate(self.next_index)) {
+        let taken = |groups: &[Group], index| {
+            index == STRAY_GROUP || groups.iter().any(|group| group.request.group == index)
+        };
+        while taken(&self.groups, GroupIndex::truncate(self.next_index)) {
             self.next_index = self.next_index.wrapping_add(1);
         }
         request.group = GroupIndex::truncate(self.next_index);
@@ -100,13 +115,14 @@ pub struct PageRequests {
     state: Mutex<State>,
     changed: Condvar,
     clock: Clock,
+    misbehaviour: Arc<Misbehaviour>,
 }
 
 impl PageRequests {
     /// None outstanding, disabled. Times are of `clock`.
     #[must_use]
-    pub fn new(clock: Clock) -> Self {
-        Self { clock, ..Self::default() }
+    pub fn new(clock: Clock, misbehaviour: Arc<Misbehaviour>) -> Self {
+        Self { clock, misbehaviour, ..Self::default() }
     }
 
     /// PRI was enabled with this many credits.
@@ -128,6 +144,7 @@ impl PageRequests {
     pub fn reset(&self) {
         let mut state = self.state.lock();
         state.groups.clear();
+        state.strays = 0;
         state.enabled = false;
         self.changed.notify_all();
     }
@@ -170,6 +187,9 @@ impl PageRequests {
     ) -> Answer {
         let mut state = self.state.lock();
         while state.usable() && !state.has_credit() && !cancelled() {
+            if state.has_index() && self.misbehaviour.happens(Kind::ExcessRequest).is_some() {
+                break;
+            }
             self.changed.wait(&mut state);
         }
         if cancelled() {
@@ -251,6 +271,10 @@ impl PageRequests {
                 && group.request.pasid == response.pasid
         };
         let Some(group) = state.groups.iter_mut().find(fits) else {
+            if response.group == STRAY_GROUP && state.strays > 0 {
+                count(response.code, counters);
+                return self.stray_ended(&mut state);
+            }
             return Received { unexpected: true, ..Received::default() };
         };
         group.answer = Some(response.code);
@@ -263,6 +287,24 @@ impl PageRequests {
         }
         self.changed.notify_all();
         Received { unexpected: false, failure, stopped: state.stopped() }
+    }
+
+    /// A page request is about to be made that no descriptor waits for, whatever the credits. `false`: PRI is off.
+    pub fn add_stray(&self) -> bool {
+        let mut state = self.state.lock();
+        state.strays += usize::from(state.enabled);
+        state.enabled
+    }
+
+    /// Such a page request has its answer, or gets none.
+    pub fn end_stray(&self) -> Received {
+        self.stray_ended(&mut self.state.lock())
+    }
+
+    fn stray_ended(&self, state: &mut State) -> Received {
+        state.strays = state.strays.saturating_sub(1);
+        self.changed.notify_all();
+        Received { stopped: state.stopped(), ..Received::default() }
     }
 
     /// Sleeps, but not longer than until the next [`Self::wake`] that `cancelled` says is meant.

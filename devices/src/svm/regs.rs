@@ -4,6 +4,7 @@
 //! 32-bit registers, of which an access may change only some bytes.
 
 use super::device::Device;
+use super::misbehaviour::registers as misbehaviour;
 use super::queue::Queue;
 use super::spec::{
     CONTROL_PAGES, GlobalControl, MAX_TRANSFER_BYTES, PAGE_BYTES, PORTAL_PAGES, QueueControl, control,
@@ -67,6 +68,9 @@ fn read_global(device: &Device, register: u64, pair: impl Fn(u32, u32) -> u64) -
         global::STATUS => {
             let mib = u32::try_from(MAX_TRANSFER_BYTES >> 20).unwrap_or(u32::MAX);
             pair(device.status().raw_value(), mib)
+        }
+        _ if misbehaviour::RANGE.contains(&register) => {
+            pair(device.misbehaviour.read(register), device.misbehaviour.read(register + 4))
         }
         global::COUNTERS..global::TIMELINE => device.counters.at(index(global::COUNTERS)),
         global::TIMELINE.. => match index(global::TIMELINE) {
@@ -133,6 +137,10 @@ impl Word {
                 if GlobalControl::new_with_raw_value(self.over(0)).reset() {
                     device.reset();
                 }
+                None
+            }
+            Page::Global if misbehaviour::RANGE.contains(&register) => {
+                device.misbehaviour.write(register, self.over(device.misbehaviour.read(register)));
                 None
             }
             Page::Control(number) => self.write_control(device, number, register),

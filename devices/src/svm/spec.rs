@@ -1,9 +1,13 @@
 //! Layouts of the programming model: registers (section 2), descriptor (3.1), completion record (3.2).
 
-use arbitrary_int::{u3, u11, u20};
-use bitbybit::bitfield;
-use zerocopy::little_endian::{U16, U32, U64};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+mod descriptor;
+mod registers;
+
+pub use descriptor::{Descriptor, DescriptorFlags, FaultInfo, FaultReason, Opcode, Record, Status};
+pub use registers::{
+    Caps, Command, CommandOperation, CommandState, CommandStatus, GlobalControl, GlobalStatus, IrqRegister,
+    Limits, Outcome, OutcomeCode, PasidRegister, PriorityRegister, QueueControl, QueueStatus, WindowControl,
+};
 
 /// Most queues that a function can have: the pages of BAR0 have room for no more.
 pub const MAX_QUEUES: u8 = 16;
@@ -13,6 +17,16 @@ pub const DEPTH_LOG2: std::ops::RangeInclusive<u8> = 1..=10;
 pub const MAX_TRANSFER_BYTES: u64 = 1 << 30;
 /// Page requests that may be outstanding: the capacity in the PRI capability.
 pub const PAGE_REQUEST_CAPACITY: u32 = 32;
+/// Window pages: portals of shared queues.
+pub const WINDOWS: u8 = 16;
+/// Most engines.
+pub const MAX_ENGINES: u8 = 16;
+/// Most pages in one page request group.
+pub const GROUP_PAGES: u8 = 16;
+/// Logarithm of the most descriptors of a batch.
+pub const BATCH_LOG2: u8 = 10;
+/// Most that counts as moved by one hop of a chase.
+pub const HOP_BYTES: u64 = 64;
 /// Size of BAR0.
 pub const BAR0_BYTES: u64 = 256 << 10;
 /// Size of BAR1: MSI-X table and pending bits.
@@ -23,6 +37,8 @@ pub const PAGE_BYTES: u64 = 0x1000;
 pub const CONTROL_PAGES: u64 = 0x1_0000;
 /// First portal page.
 pub const PORTAL_PAGES: u64 = 0x2_0000;
+/// First window page.
+pub const WINDOW_PAGES: u64 = 0x3_0000;
 
 /// Registers of the global page.
 pub mod global {
@@ -38,14 +54,36 @@ pub mod global {
     pub const STATUS: u64 = 0x10;
     /// Longest transfer in MiB.
     pub const MAX_TRANSFER: u64 = 0x14;
+    /// [`Limits`](super::Limits).
+    pub const LIMITS: u64 = 0x18;
+    /// Engines in use.
+    pub const ENGINES: u64 = 0x1c;
+    /// [`Command`](super::Command).
+    pub const COMMAND: u64 = 0x20;
+    /// [`CommandStatus`](super::CommandStatus).
+    pub const COMMAND_STATUS: u64 = 0x24;
     /// First counter.
     pub const COUNTERS: u64 = 0x40;
+    /// Accesses that the device-TLB served.
+    pub const TRANSLATION_HITS: u64 = 0x98;
     /// First register of the timeline.
     pub const TIMELINE: u64 = 0xc0;
+    /// First register of the durations.
+    pub const DURATIONS: u64 = 0x100;
+    /// Behind the last register of the durations.
+    pub const DURATIONS_END: u64 = 0x130;
+    /// First register of fault injection.
+    pub const MISBEHAVIOUR: u64 = 0x400;
+    /// Behind the last register of fault injection.
+    pub const MISBEHAVIOUR_END: u64 = 0x500;
+    /// [`WindowControl`](super::WindowControl) of window 0; its PASID follows.
+    pub const WINDOWS: u64 = 0x800;
+    /// From one window's registers to the next one's.
+    pub const WINDOW_BYTES: u64 = 0x10;
     /// Value of [`ID`].
     pub const ID_VALUE: u32 = u32::from_le_bytes(*b"SVM1");
     /// Value of [`VERSION`].
-    pub const VERSION_VALUE: u32 = 1;
+    pub const VERSION_VALUE: u32 = 2;
 }
 
 /// Registers of a queue's control page.
@@ -60,6 +98,8 @@ pub mod control {
     pub const IRQ: u64 = 0x0c;
     /// Descriptors in the queue.
     pub const OCCUPANCY: u64 = 0x10;
+    /// [`PriorityRegister`](super::PriorityRegister).
+    pub const PRIORITY: u64 = 0x14;
     /// Descriptors that ended.
     pub const COMPLETED: u64 = 0x40;
     /// Descriptors that ended in a fault.
@@ -68,9 +108,11 @@ pub mod control {
     pub const PAGE_REQUESTS: u64 = 0x50;
     /// Address of the last record that could not be written.
     pub const RECORD_LOST: u64 = 0x58;
+    /// Bytes completed.
+    pub const BYTES: u64 = 0x60;
 }
 
-/// Registers of a portal page.
+/// Registers of a portal or window page.
 pub mod portal {
     /// Bytes of the staging area, from offset 0.
     pub const STAGING_BYTES: usize = 64;
@@ -78,237 +120,6 @@ pub mod portal {
     pub const FREE: u64 = 0x40;
     /// Submissions that were dropped.
     pub const DROPPED: u64 = 0x44;
+    /// [`Outcome`](super::Outcome) of the last submission.
+    pub const OUTCOME: u64 = 0x48;
 }
-
-/// CAPS.
-#[bitfield(u32, default = 0, debug, forbid_overlaps)]
-pub struct Caps {
-    /// Number of queues.
-    #[bits(0..=7, rw)]
-    queues: u8,
-    /// Logarithm of a queue's depth.
-    #[bits(8..=15, rw)]
-    depth: u8,
-    /// PRI capability present.
-    #[bit(16, rw)]
-    pri: bool,
-    /// ATS capability present.
-    #[bit(17, rw)]
-    ats: bool,
-}
-
-/// Global CTRL.
-#[bitfield(u32, default = 0, debug, forbid_overlaps)]
-pub struct GlobalControl {
-    /// Reset.
-    #[bit(0, rw)]
-    reset: bool,
-}
-
-/// Global STATUS.
-#[bitfield(u32, default = 0, debug, forbid_overlaps)]
-#[derive(PartialEq, Eq)]
-pub struct GlobalStatus {
-    /// Bus mastering is on.
-    #[bit(0, rw)]
-    bus_master: bool,
-    /// ATS is enabled.
-    #[bit(1, rw)]
-    ats: bool,
-    /// PRI is enabled.
-    #[bit(2, rw)]
-    pri: bool,
-    /// PASID is enabled.
-    #[bit(3, rw)]
-    pasid: bool,
-}
-
-/// CTRL of a queue.
-#[bitfield(u32, default = 0, debug, forbid_overlaps)]
-pub struct QueueControl {
-    /// The queue takes descriptors.
-    #[bit(0, rw)]
-    enable: bool,
-}
-
-/// STATUS of a queue.
-#[bitfield(u32, default = 0, debug, forbid_overlaps)]
-pub struct QueueStatus {
-    /// The queue takes descriptors.
-    #[bit(0, rw)]
-    enabled: bool,
-    /// There are descriptors in it.
-    #[bit(1, rw)]
-    active: bool,
-    /// One waits for a page response.
-    #[bit(2, rw)]
-    waiting: bool,
-}
-
-/// PASID of a queue.
-#[bitfield(u32, default = 0, debug, forbid_overlaps)]
-pub struct PasidRegister {
-    /// PASID of requests.
-    #[bits(0..=19, rw)]
-    pasid: u20,
-    /// Requests carry it.
-    #[bit(31, rw)]
-    valid: bool,
-}
-
-impl PasidRegister {
-    /// Bits that keep what is written.
-    pub const WRITABLE: u32 = 0x800f_ffff;
-}
-
-/// IRQ of a queue.
-#[bitfield(u32, default = 0, debug, forbid_overlaps)]
-pub struct IrqRegister {
-    /// MSI-X vector.
-    #[bits(0..=10, rw)]
-    vector: u11,
-    /// Interrupts are sent.
-    #[bit(31, rw)]
-    enable: bool,
-}
-
-impl IrqRegister {
-    /// Bits that keep what is written.
-    pub const WRITABLE: u32 = 0x8000_07ff;
-}
-
-/// A descriptor as it is submitted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Descriptor {
-    /// [`Opcode`] if known.
-    pub opcode: u8,
-    /// [`DescriptorFlags`].
-    pub flags: u8,
-    /// Reserved, 0.
-    pub reserved_02: U16,
-    /// Returned in the record.
-    pub tag: U32,
-    /// Address of the completion record.
-    pub record: U64,
-    /// First source address.
-    pub source: U64,
-    /// First destination address.
-    pub destination: U64,
-    /// Bytes, or hops of a chase.
-    pub length: U64,
-    /// Pattern of a fill, seed of a CRC.
-    pub operand: U64,
-    /// Reserved, 0.
-    pub reserved_30: U64,
-    /// Reserved, 0.
-    pub reserved_38: U64,
-}
-const _: () = assert!(size_of::<Descriptor>() == portal::STAGING_BYTES);
-
-/// Flags of a descriptor.
-#[bitfield(u8, default = 0, debug, forbid_overlaps)]
-pub struct DescriptorFlags {
-    /// Write a completion record.
-    #[bit(0, rw)]
-    record: bool,
-    /// Send an interrupt.
-    #[bit(1, rw)]
-    interrupt: bool,
-    /// Ask for missing pages.
-    #[bit(2, rw)]
-    block: bool,
-    /// Must be 0.
-    #[bits(3..=7, rw)]
-    reserved: arbitrary_int::u5,
-}
-
-/// Opcodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Opcode {
-    /// Nothing.
-    Nop = 0,
-    /// Copy.
-    Copy = 1,
-    /// Fill with a pattern.
-    Fill = 2,
-    /// Compare.
-    Compare = 3,
-    /// CRC-32C.
-    Crc32c = 4,
-    /// Follow a chain of pointers.
-    Chase = 5,
-}
-
-impl Opcode {
-    /// `None` for one that is not known.
-    #[must_use]
-    pub fn from_raw(raw: u8) -> Option<Self> {
-        [Self::Nop, Self::Copy, Self::Fill, Self::Compare, Self::Crc32c, Self::Chase]
-            .into_iter()
-            .find(|&opcode| opcode as u8 == raw)
-    }
-}
-
-/// How a descriptor ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Status {
-    /// Done.
-    Success = 1,
-    /// Stopped at an address.
-    Fault = 2,
-    /// Not a descriptor.
-    Invalid = 3,
-    /// The queue was disabled or reset.
-    Aborted = 4,
-}
-
-/// Why a descriptor faulted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum FaultReason {
-    /// The page is not accessible, or nobody was asked.
-    NotAccessible = 0,
-    /// Page requests are unavailable, or failed.
-    NoPageRequests = 1,
-    /// The IOMMU refused, or the function may not ask with a PASID.
-    Refused = 2,
-    /// No memory at the output address.
-    NoMemory = 3,
-    /// Bus mastering is off.
-    BusMasterOff = 4,
-}
-
-/// Fault information of a record.
-#[bitfield(u8, default = 0, debug, forbid_overlaps)]
-pub struct FaultInfo {
-    /// The access was a write.
-    #[bit(0, rw)]
-    write: bool,
-    /// [`FaultReason`].
-    #[bits(1..=3, rw)]
-    reason: u3,
-}
-
-/// A completion record. The device stores bytes 0 to 7 last, at once.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Record {
-    /// [`Status`]; 0: not complete.
-    pub status: u8,
-    /// [`FaultInfo`].
-    pub fault_info: u8,
-    /// Page requests made, saturating.
-    pub page_requests: U16,
-    /// Of the descriptor.
-    pub tag: U32,
-    /// Bytes, or hops.
-    pub completed: U64,
-    /// Where it faulted.
-    pub fault_address: U64,
-    /// Depends on the opcode.
-    pub result: U64,
-}
-const _: () = assert!(size_of::<Record>() == 32);

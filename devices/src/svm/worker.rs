@@ -16,10 +16,12 @@ use super::atc::QueuePorts;
 use super::descriptor::Header;
 use super::device::Device;
 use super::engine::{Engine, Step};
+use super::misbehaviour::Kind;
 use super::pri::{Answer, count};
 use super::queue::{Fate, Job, Queue};
 use super::spec::{FaultInfo, FaultReason, IrqRegister, Record, Status};
 use super::stats::Times;
+use super::stray::{Start, Way};
 
 /// First and longest pause after an answer that the IOMMU gave because its queue overflowed.
 const BACKOFF: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(10));
@@ -86,11 +88,13 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
     }
 
     fn execute(&mut self, job: &Job) {
+        self.device.vanish_if_due();
         let mut task = Task { job, header: job.descriptor.header(), page_requests: 0 };
         let mut record = Record { tag: task.header.tag.into(), ..Record::default() };
         let end = match (self.queue().fate(job), job.descriptor.operation()) {
             (Fate::Go, Ok(operation)) => {
                 let mut engine = Engine::new(operation);
+                self.stray(job, engine.next_access());
                 let end = self.perform(&mut task, &mut engine);
                 record.completed = engine.completed().into();
                 record.result = engine.result().into();
@@ -100,6 +104,20 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
             (fate, _) => ended(fate),
         };
         self.complete(&mut task, record, end);
+    }
+
+    /// What a descriptor did not ask for.
+    fn stray(&self, job: &Job, first: Option<(Iova, Access)>) {
+        if !self.device.strays() {
+            return;
+        }
+        let queue = self.queue();
+        let _gate = queue.enter();
+        if queue.fate(job) == Fate::Go && self.device.switches().bus_master() {
+            let (address, access) = first.unwrap_or((Iova(0), Access::Read));
+            let way = Way { source: self.dma.source(), translator: &**self.dma.translator() };
+            self.device.stray(way, &Start { pasid: job.pasid, address, access });
+        }
     }
 
     fn perform(&mut self, task: &mut Task<'_>, engine: &mut Engine) -> End {
@@ -147,9 +165,10 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
             return Err(Blocked::Reason(FaultReason::Refused));
         }
         let ports = &mut self.ports;
-        let port = if switches.ats() { &mut ports.translated } else { &mut ports.untranslated };
+        let ats = switches.ats() && self.device.misbehaviour.happens(Kind::UntranslatedAccess).is_none();
+        let port = if ats { &mut ports.translated } else { &mut ports.untranslated };
         let session = port.session(job.pasid);
-        Ok((work(&session), switches.ats()))
+        Ok((work(&session), ats))
     }
 
     /// Asks for a page until the translation is there. Neither gate nor session is held while it waits.
@@ -220,7 +239,8 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
             *requests += 1;
             queue.counters.page_requests.count();
             device.counters.page_requests.count();
-            let outcome = self.dma.translator().page_request(request);
+            let request = device.misbehaviour.outgoing(request);
+            let outcome = self.dma.translator().page_request(&request);
             if let PageRequestOutcome::Answered(code) = outcome {
                 count(code, &device.counters);
                 if code == ResponseCode::Failure {

@@ -50,6 +50,7 @@ impl<M: TableMemory> Unit<M> {
             self.invalidate_all();
         }
         if command.srtp() || command.te() != status.te() {
+            self.drain_page_requests();
             self.rebind_all(&mut hosts);
         }
         if command.te() != status.te() {

@@ -60,10 +60,12 @@ impl<M: TableMemory> Unit<M> {
         match descriptor {
             Descriptor::ContextCache(scope) => {
                 self.caches.invalidate_contexts(scope);
+                self.drain_page_requests();
                 hosts.note_contexts(scope);
             }
             Descriptor::PasidCache(scope) => {
                 self.caches.invalidate_pasids(scope);
+                self.drain_page_requests();
                 if hosts.note_pasids(scope) {
                     self.settle(hosts);
                 }
@@ -97,11 +99,10 @@ impl<M: TableMemory> Unit<M> {
         Ok(())
     }
 
-    /// All before is done, device-TLBs and hosts included. With a drain, page requests that were judged by the tables as
-    /// they were before have reached their queue, or never will.
+    /// All before is done, device-TLBs and hosts included.
     fn complete(&self, wait: &WaitAction) {
         if wait.drain {
-            drop(self.arriving.write());
+            self.drain_page_requests();
         }
         if let Some((gpa, data)) = wait.status
             && !self.memory.write(gpa, &data.to_le_bytes())

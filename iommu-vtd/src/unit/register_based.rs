@@ -41,6 +41,7 @@ impl<M: TableMemory> Unit<M> {
         let scope = if served { context_scope(register, &self.capability) } else { None };
         if let Some(scope) = scope {
             self.caches.invalidate_contexts(&scope);
+            self.drain_page_requests();
             hosts.note_contexts(&scope);
             self.settle(&mut hosts);
         }

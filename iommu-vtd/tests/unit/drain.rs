@@ -54,10 +54,27 @@ impl TableMemory for Slow {
     }
 }
 
-/// The request found the PASID entry present; then the driver takes the PASID away. When its drain is done, the
-/// request must be in the queue: it would else ask on behalf of whoever gets the PASID next.
+/// The request found the PASID entry present; then the driver takes the PASID away. When what it waits for is done,
+/// the request must be in the queue: it would else ask on behalf of whoever gets the PASID next. Linux looks for it
+/// there after the PASID-cache invalidation, and before the wait that drains.
 #[test]
-fn a_drain_waits_for_requests_on_their_way() {
+fn requests_on_their_way_arrive_before_a_pasid_is_gone() {
+    let wait = |flags: u64| [2 << 32 | flags << 4 | 5, STATUS, 0, 0];
+    let plain = wait(2);
+    let rows: [(&str, Vec<[u64; 4]>); 6] = [
+        ("a wait that drains", vec![wait(0xa)]),
+        ("PASID cache, one", vec![[1 << 32 | 1 << 16 | 1 << 4 | 7, 0, 0, 0], plain]),
+        ("PASID cache, domain", vec![[1 << 16 | 7, 0, 0, 0], plain]),
+        ("PASID cache, all", vec![[3 << 4 | 7, 0, 0, 0], plain]),
+        ("contexts, device", vec![[u64::from(ENDPOINT.0) << 32 | 3 << 4 | 1, 0, 0, 0], plain]),
+        ("contexts, all", vec![[1 << 4 | 1, 0, 0, 0], plain]),
+    ];
+    for (name, descriptors) in rows {
+        arrives_before(name, &descriptors);
+    }
+}
+
+fn arrives_before(name: &str, descriptors: &[[u64; 4]]) {
     let memory = Memory::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
     let tables = Tables::new(&memory, 0x10_0000..0x20_0000);
     let entry = tables.context(ENDPOINT).pasid(1);
@@ -74,8 +91,8 @@ fn a_drain_waits_for_requests_on_their_way() {
     write(PQA, PAGE_QUEUE | 4);
     command(SRTP | QIE);
     command(TE | QIE);
-    for (index, word) in [2 << 32 | 0xa5, STATUS, 0, 0].into_iter().enumerate() {
-        memory.write_obj::<u64>(word, GuestAddress(RING + 8 * index as u64)).unwrap();
+    for (index, word) in descriptors.iter().flatten().enumerate() {
+        memory.write_obj::<u64>(*word, GuestAddress(RING + 8 * index as u64)).unwrap();
     }
     thread::scope(|scope| {
         let request = scope.spawn(|| unit.page_request(&page_request(0x7000, 3)));
@@ -83,16 +100,17 @@ fn a_drain_waits_for_requests_on_their_way() {
         entry.clear();
         let (done, is_done) = channel();
         scope.spawn(move || {
-            write(IQT, 32);
+            write(IQT, 32 * descriptors.len() as u64);
             done.send(()).unwrap();
         });
         let early = is_done.recv_timeout(Duration::from_millis(50));
         let_go.send(()).unwrap();
-        assert_eq!(early, Err(RecvTimeoutError::Timeout), "drained with a request on its way");
+        assert_eq!(early, Err(RecvTimeoutError::Timeout), "{name}: done with a request on its way");
         is_done.recv().unwrap();
         let mut tail = [0; 8];
         unit.mmio_read(PQT, &mut tail);
-        assert_eq!((u64::from_le_bytes(tail), memory.read_obj(GuestAddress(STATUS)).unwrap()), (32, 2_u32));
-        assert_eq!(request.join().unwrap(), PageRequestOutcome::Queued);
+        let status = memory.read_obj(GuestAddress(STATUS)).unwrap();
+        assert_eq!((u64::from_le_bytes(tail), status), (32, 2_u32), "{name}");
+        assert_eq!(request.join().unwrap(), PageRequestOutcome::Queued, "{name}");
     });
 }

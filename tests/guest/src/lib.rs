@@ -2,6 +2,7 @@
 //! device writes too, raw system calls, and the way in which cases are run and told.
 #![deny(unsafe_code)]
 
+pub mod diagnosis;
 pub mod endpoint;
 pub mod expect;
 pub mod model;

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 
+use crate::diagnosis;
 use crate::report::{self, Verdict};
 
 /// A case's work: it gets the seed of its random numbers and a place for lines that go to whoever reads the
@@ -92,7 +93,10 @@ fn run_entry(plan: &Plan<'_>, entry: &Entry<'_>, seed: u64) -> Result<report::Re
         Ok(()) => Verdict::Passed,
         Err(error) => match error.downcast_ref::<Skip>() {
             Some(skip) => Verdict::Skipped(skip.to_string()),
-            None => Verdict::Failed(format!("{error:#}")),
+            None => {
+                notes.extend(diagnosis::lines());
+                Verdict::Failed(format!("{error:#}"))
+            }
         },
     };
     Ok(report::Result {

@@ -1,6 +1,7 @@
 //! `--svm`: the SVM endpoints.
 
 use devices::svm::SvmConfig;
+use devices::svm::misbehaviour::{Kind, PlanError};
 use devices::svm::spec::{DEPTH_LOG2, MAX_QUEUES};
 
 use super::complaint::Complaint;
@@ -58,10 +59,18 @@ fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
             }
             "ats" => config.ats = switch()?,
             "pri" => config.pri = switch()?,
+            "misbehave" => config
+                .misbehaviour
+                .add(value)
+                .map_err(|error| complaint(&error.to_string(), &how_to_misbehave(error)))?,
+            "seed" => {
+                config.misbehaviour.seed =
+                    value.parse().map_err(|_| complaint("not a number", "give 0 to 4294967295"))?;
+            }
             _ => {
                 return Err(complaint(
                     "unknown",
-                    "known are queues, depth, ats, pri, iommu, rmrr-mib and satc",
+                    "known are queues, depth, ats, pri, misbehave, seed, iommu, rmrr-mib and satc",
                 ));
             }
         }
@@ -72,9 +81,54 @@ fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
     Ok(config)
 }
 
+/// What to give in place of a misbehaviour that is none.
+fn how_to_misbehave(error: PlanError) -> String {
+    match error {
+        PlanError::Kind => {
+            format!("known are {}", Kind::all().map(Kind::name).collect::<Vec<_>>().join(", "))
+        }
+        PlanError::How => "give KIND:COUNT, or KIND:1/N for once in N times on average".to_owned(),
+        PlanError::Argument(kind) => format!("give {}@N with such a number", kind.name()),
+    }
+}
+
 /// The logarithm of a depth that queues can have. **Pure.**
 fn depth_log2(value: &str) -> Option<u8> {
     let depth: u32 = value.parse().ok().filter(|depth: &u32| depth.is_power_of_two())?;
     let log2 = u8::try_from(depth.trailing_zeros()).ok()?;
     DEPTH_LOG2.contains(&log2).then_some(log2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use devices::svm::misbehaviour::{How, Setting};
+
+    fn parsed(text: &str) -> Result<SvmConfig, Complaint> {
+        parse(&text.split(',').map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn misbehaviour_adds_up() {
+        let config = parsed("misbehave=late-invalidation:1/20@200,seed=7,misbehave=wrong-group:3").unwrap();
+        let mut expected = SvmConfig::default();
+        expected.misbehaviour.seed = 7;
+        expected.misbehaviour.set(Kind::LateInvalidation, Setting { how: How::OneIn(20), argument: 200 });
+        expected.misbehaviour.set(Kind::WrongGroup, Setting { how: How::Count(3), argument: 0 });
+        assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn wrong_misbehaviour() {
+        for (text, expected) in [
+            ("misbehave=late", "no kind of misbehaviour; known are late-invalidation, lost-"),
+            ("misbehave=", "known are late-invalidation"),
+            ("misbehave=wrong-group:x", "neither a count of 1 to 16777215 nor 1/N; give KIND:COUNT"),
+            ("misbehave=late-invalidation@1000", "0 to 900; give late-invalidation@N"),
+            ("seed=-1", "not a number; give 0 to 4294967295"),
+        ] {
+            let complaint = parsed(text).expect_err(text).to_string();
+            assert!(complaint.contains(expected), "{text}: {complaint}");
+        }
+    }
 }

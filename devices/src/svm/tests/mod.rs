@@ -2,6 +2,7 @@
 
 mod disable;
 mod engine;
+mod misbehaviour;
 mod operations;
 mod page_requests;
 mod random;

@@ -131,7 +131,7 @@ proptest! {
         if plausible {
             descriptor.opcode = opcode;
             descriptor.flags &= 7;
-            descriptor.reserved_02 = 0.into();
+            descriptor.reserved_03 = 0;
             (descriptor.reserved_30, descriptor.reserved_38) = (0.into(), 0.into());
             descriptor.length = (descriptor.length.get() % 0x5000).into();
             descriptor.source = (0x10_0000 + descriptor.source.get() % 0x5000).into();

@@ -10,6 +10,7 @@ pub const NO_DIFFERENCE: u64 = u64::MAX;
 const FLAG_RECORD: u8 = 1;
 const FLAG_INTERRUPT: u8 = 1 << 1;
 const FLAG_BLOCK: u8 = 1 << 2;
+const FLAG_FENCE: u8 = 1 << 3;
 
 /// What a descriptor asks for. Operations block on faults unless told otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,14 +27,16 @@ pub struct Operation {
     pub length: u64,
     /// Pattern, or CRC to continue.
     pub operand: u64,
-    /// Reserved bytes 2 and 3.
-    pub reserved: u16,
+    /// Pages that may be asked for together with a missing one.
+    pub ahead: u8,
+    /// Reserved byte 3.
+    pub reserved: u8,
 }
 
 impl Operation {
     fn new(opcode: u8, source: u64, destination: u64, length: usize, operand: u64) -> Self {
         let length = length as u64;
-        Self { opcode, flags: FLAG_BLOCK, source, destination, length, operand, reserved: 0 }
+        Self { opcode, flags: FLAG_BLOCK, source, destination, length, operand, ahead: 0, reserved: 0 }
     }
 
     /// Nothing.
@@ -66,6 +69,35 @@ impl Operation {
         Self::new(5, first, 0, hops, 0)
     }
 
+    /// Does the descriptors of an array.
+    pub fn batch(array: u64, count: usize) -> Self {
+        Self::new(6, array, 0, count, 0)
+    }
+
+    /// Waits for the ones before and tells how many of them did not succeed.
+    pub fn drain() -> Self {
+        Self::new(7, 0, 0, 0, 0)
+    }
+
+    /// Sees that pages are there.
+    pub fn prefetch(address: u64, length: usize, write: bool) -> Self {
+        Self::new(8, address, 0, length, u64::from(write))
+    }
+
+    /// Asks for up to this many more pages together with one that is missing.
+    #[must_use]
+    pub fn with_ahead(mut self, pages: u8) -> Self {
+        self.ahead = pages;
+        self
+    }
+
+    /// Starts only if the ones before succeeded.
+    #[must_use]
+    pub fn with_fence(mut self) -> Self {
+        self.flags |= FLAG_FENCE;
+        self
+    }
+
     /// Reports a missing page instead of asking for it.
     pub fn without_block(mut self) -> Self {
         self.flags &= !FLAG_BLOCK;
@@ -83,7 +115,7 @@ impl Operation {
         let mut head = [0; 8];
         head[0] = self.opcode;
         head[1] = self.flags | FLAG_RECORD;
-        head[2..4].copy_from_slice(&self.reserved.to_le_bytes());
+        (head[2], head[3]) = (self.ahead, self.reserved);
         head[4..8].copy_from_slice(&tag.to_le_bytes());
         let head = u64::from_le_bytes(head);
         [head, record, self.source, self.destination, self.length, self.operand, 0, 0]
@@ -93,15 +125,19 @@ impl Operation {
     pub fn decode(words: &[u64; DESCRIPTOR_WORDS]) -> (Self, u32, u64) {
         let [head, record, source, destination, length, operand, ..] = *words;
         let bytes = head.to_le_bytes();
-        let [opcode, flags, low, high, tag @ ..] = bytes;
-        let reserved = u16::from_le_bytes([low, high]);
-        let operation = Self { opcode, flags, source, destination, length, operand, reserved };
+        let [opcode, flags, ahead, reserved, tag @ ..] = bytes;
+        let operation = Self { opcode, flags, source, destination, length, operand, ahead, reserved };
         (operation, u32::from_le_bytes(tag), record)
     }
 
     /// Whether a missing page is to be asked for.
     pub fn blocks(&self) -> bool {
         self.flags & FLAG_BLOCK != 0
+    }
+
+    /// Whether it depends on the ones before.
+    pub fn is_fenced(&self) -> bool {
+        self.flags & FLAG_FENCE != 0
     }
 
     /// Whether an interrupt is to be sent.
@@ -119,8 +155,12 @@ pub enum Status {
     Fault,
     /// Not a descriptor.
     Invalid,
-    /// The queue was disabled.
+    /// The queue was disabled, or a command said so.
     Aborted,
+    /// A batch of which not all succeeded.
+    Incomplete,
+    /// Not started, because one before it did not succeed.
+    Fenced,
     /// None that the programming model knows.
     Unknown(u8),
 }
@@ -173,6 +213,8 @@ impl Completion {
             2 => Status::Fault,
             3 => Status::Invalid,
             4 => Status::Aborted,
+            5 => Status::Incomplete,
+            6 => Status::Fenced,
             other => Status::Unknown(other),
         };
         let reason = match (information >> 1) & 0b111 {

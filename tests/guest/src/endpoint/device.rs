@@ -145,7 +145,7 @@ impl Device {
 /// They are not, or are of another version.
 pub fn identify(registers: &dyn Registers) -> Result<()> {
     let (id, version) = (registers.read32(global::ID), registers.read32(global::VERSION));
-    ensure!(id == ID && version == 1, "unknown endpoint: id {id:#x}, version {version}");
+    ensure!(id == ID && (1..=2).contains(&version), "unknown endpoint: id {id:#x}, version {version}");
     Ok(())
 }
 

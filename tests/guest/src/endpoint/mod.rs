@@ -17,7 +17,7 @@ pub use descriptor::{Completion, DESCRIPTOR_WORDS, NO_DIFFERENCE, Operation, REC
 pub use device::{Counters, Device, Timeline, identify, reset, rest};
 pub use pci::{ConfigSpace, PciEndpoint, find};
 pub use queue::{Queue, QueueSetup, Records, Ticket, poll_record};
-pub use regs::{BAR_BYTES, ID, control, global, portal};
+pub use regs::{BAR_BYTES, ID, control, global, portal, window};
 
 /// A way to reach an endpoint.
 pub trait Endpoint {

@@ -17,6 +17,14 @@ pub mod global {
     pub const CTRL: usize = 0x0c;
     /// What configuration space enables.
     pub const STATUS: usize = 0x10;
+    /// Engines, windows, pages of a group, logarithm of a batch: a byte each.
+    pub const LIMITS: usize = 0x18;
+    /// Engines in use.
+    pub const ENGINES: usize = 0x1c;
+    /// Starts a command.
+    pub const COMMAND: usize = 0x20;
+    /// How it stands.
+    pub const COMMAND_STATUS: usize = 0x24;
     /// Descriptors that ended; the other counters follow, 8 bytes each.
     pub const COMPLETED: usize = 0x40;
     /// Page requests sent.
@@ -25,12 +33,41 @@ pub mod global {
     pub const DROPPED: usize = 0x80;
     /// Completion records that could not be written.
     pub const RECORDS_LOST: usize = 0x88;
+    /// Page request groups sent.
+    pub const PAGE_GROUPS: usize = 0x90;
+    /// Accesses that the device-TLB served; TRANSLATION_REQUESTS are those that it did not.
+    pub const TRANSLATION_HITS: usize = 0x98;
+    /// Translation requests sent.
+    pub const TRANSLATION_REQUESTS: usize = 0x48;
+    /// Answered page requests: number, p50 and p99 of the time from sent to response, 8 bytes each.
+    pub const ANSWERED: usize = 0x100;
+    /// Waits that ended well: number, p50 and p99 of the time from miss to retry, 8 bytes each.
+    pub const SERVED: usize = 0x118;
     /// The first moment of the timeline: four more follow, 8 bytes each.
     pub const MISS: usize = 0xc8;
     /// The page that the timeline is about.
     pub const ADDRESS: usize = 0xf0;
     /// Sequence number of the timeline in the upper half, queue in the lower.
     pub const SEQUENCE: usize = 0xf8;
+
+    /// COMMAND: waits until descriptors have ended.
+    pub const DRAIN: u32 = 1;
+    /// COMMAND: ends them.
+    pub const ABORT: u32 = 2;
+    /// COMMAND: the operand, from bit 8 on, is a PASID instead of a queue.
+    pub const BY_PASID: u32 = 1 << 4;
+    /// COMMAND: send vector 0 at the end.
+    pub const COMMAND_INTERRUPT: u32 = 1 << 5;
+    /// COMMAND_STATUS: its state, of the next constants.
+    pub const STATE: u32 = 0xf;
+    /// State: under way.
+    pub const COMMAND_ACTIVE: u32 = 1;
+    /// State: done.
+    pub const COMMAND_DONE: u32 = 2;
+    /// State: refused.
+    pub const COMMAND_REFUSED: u32 = 3;
+    /// COMMAND_STATUS: another one was ignored meanwhile.
+    pub const OVERRUN: u32 = 1 << 4;
 
     /// STATUS: ATS is enabled.
     pub const ATS_ENABLED: u32 = 1 << 1;
@@ -54,11 +91,19 @@ pub mod control {
     pub const IRQ: usize = 0x0c;
     /// Descriptors under way.
     pub const OCCUPANCY: usize = 0x10;
+    /// Its share of the engines, less 1.
+    pub const PRIORITY: usize = 0x14;
     /// Page requests of this queue.
     pub const PAGE_REQUESTS: usize = 0x50;
     /// Address of the last record that could not be written.
     pub const RECORD_LOST: usize = 0x58;
+    /// Bytes completed.
+    pub const BYTES: usize = 0x60;
 
+    /// CTRL: the queue takes descriptors.
+    pub const ENABLE: u32 = 1;
+    /// CTRL: through windows.
+    pub const SHARED: u32 = 1 << 1;
     /// STATUS: descriptors are under way.
     pub const ACTIVE: u32 = 1 << 1;
     /// STATUS: the one at work waits for a page response.
@@ -80,9 +125,39 @@ pub mod portal {
     pub const FREE: usize = 0x40;
     /// Submissions that were dropped.
     pub const DROPPED: usize = 0x44;
+    /// What became of the last submission: code in the lowest byte, number above it.
+    pub const OUTCOME: usize = 0x48;
+
+    /// OUTCOME: accepted.
+    pub const ACCEPTED: u32 = 1;
+    /// OUTCOME: the queue is full.
+    pub const FULL: u32 = 2;
+    /// OUTCOME: page or queue takes nothing.
+    pub const DISABLED: u32 = 3;
 
     /// Offset of a register of queue `queue` in BAR0.
     pub fn offset(queue: usize, register: usize) -> usize {
         0x20000 + queue * 0x1000 + register
+    }
+}
+
+/// The windows to shared queues. Their pages have the registers of [`portal`].
+pub mod window {
+    /// How many there are.
+    pub const COUNT: usize = 16;
+
+    /// Offset of a register of window page `window` in BAR0.
+    pub fn offset(window: usize, register: usize) -> usize {
+        0x30000 + window * 0x1000 + register
+    }
+
+    /// Offset of the privileged register that enables a window (bit 0) for a queue (from bit 8 on).
+    pub fn control(window: usize) -> usize {
+        0x800 + window * 0x10
+    }
+
+    /// Offset of the privileged register that gives a window its PASID, as a queue's PASID register does.
+    pub fn pasid(window: usize) -> usize {
+        0x804 + window * 0x10
     }
 }

@@ -1,6 +1,8 @@
 //! `cargo lab demo`: the main job, shown.
 
+use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -47,10 +49,9 @@ pub fn run(options: &cli::Demo) -> Result<bool> {
     }];
     let limit = if options.chain { CHAIN_LIMIT } else { LIMIT };
     eprintln!("[lab] world: {}", materials.world);
-    let mut console = Console::new(options.verbose);
-    let outcome = materials.world.run(&workload, Terminal::Output(&mut console), limit);
     let log = cache.of_tree(&programs::workspace())?.join("demo-console.log");
-    std::fs::write(&log, &console.transcript)?;
+    let mut console = Console::new(options.verbose, &log)?;
+    let outcome = materials.world.run(&workload, Terminal::Output(&mut console), limit);
     let codes = outcome.with_context(|| format!("the guest's console is in {}", log.display()))?;
     if console.report.cases.is_empty() {
         bail!(
@@ -99,9 +100,10 @@ fn host_run(guest: &cli::Guest) -> Vec<Word> {
     ]
 }
 
-/// The guest's console: kept, read line by line, and shown when wanted.
+/// The guest's console: kept as it comes, so that a run that is broken off leaves it too; read line by line, and shown
+/// when wanted.
 struct Console {
-    transcript: Vec<u8>,
+    log: Option<File>,
     line: Vec<u8>,
     report: Report,
     levels: Levels,
@@ -110,15 +112,16 @@ struct Console {
 }
 
 impl Console {
-    fn new(verbose: bool) -> Self {
-        Self {
-            transcript: Vec::new(),
+    fn new(verbose: bool, log: &Path) -> Result<Self> {
+        let log = File::create(log).with_context(|| format!("cannot write {}", log.display()))?;
+        Ok(Self {
+            log: Some(log),
             line: Vec::new(),
             report: Report::default(),
             levels: Levels::default(),
             verbose,
             progress: Progress::start("guest: boot and svm-selftest"),
-        }
+        })
     }
 
     fn end_line(&mut self) {
@@ -136,7 +139,12 @@ impl Console {
 
 impl Sink for Console {
     fn take(&mut self, chunk: &[u8]) {
-        self.transcript.extend_from_slice(chunk);
+        if let Some(log) = &mut self.log
+            && let Err(error) = log.write_all(chunk)
+        {
+            self.progress.note(&format!("the console is not kept any more: {error}"));
+            self.log = None;
+        }
         if self.verbose {
             let mut out = std::io::stderr();
             let _ = out.write_all(chunk);

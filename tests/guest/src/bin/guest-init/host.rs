@@ -2,10 +2,13 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use guest::diagnosis;
 
 /// What every inner guest's kernel is told, before the words of its own.
 const COMMAND_LINE: &str = "console=ttyS0 panic=-1 loglevel=3 mitigations=off";
@@ -19,6 +22,8 @@ const SVMM_BASE: u32 = 40;
 const FAILED: u32 = 39;
 /// The inner guest's program is at work.
 const AT_WORK: &str = "TAP version";
+/// After so long without a line, what this machine knows of the reasons is printed.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// How an inner guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,11 +72,23 @@ fn boot(words: &[String], end: End) -> Result<Option<u32>> {
         .spawn()
         .context("cannot start it")?;
     let errors = child.stderr.take().context("no standard error")?;
-    let errors = thread::spawn(move || relay(errors, || ()));
+    let errors = thread::spawn(move || relay(errors, |_| ()));
     let console = child.stdout.take().context("no standard output")?;
+    let lines = AtomicU64::new(0);
     thread::scope(|scope| {
-        let (tell, told) = std::sync::mpsc::channel();
-        scope.spawn(move || relay(console, || _ = tell.send(())));
+        let (tell, told) = channel();
+        let (end_of_console, ended) = channel::<()>();
+        let (process, lines) = (child.id(), &lines);
+        scope.spawn(move || watch(process, lines, &ended));
+        scope.spawn(move || {
+            let _end_of_console = end_of_console;
+            relay(console, |line| {
+                lines.fetch_add(1, Ordering::Relaxed);
+                if line.starts_with(AT_WORK) {
+                    let _ = tell.send(());
+                }
+            });
+        });
         if let End::Killed(after) = end
             && told.recv().is_ok()
         {
@@ -108,16 +125,30 @@ fn arguments(words: &[String]) -> Vec<String> {
     arguments
 }
 
-/// Prints every line behind the mark; calls `at_work` when the guest's program begins.
-fn relay(stream: impl Read, at_work: impl Fn()) {
+/// Until the console ends: once whenever it falls silent, prints what this machine shows of its units, and what the
+/// threads of svmm wait for.
+fn watch(process: u32, lines: &AtomicU64, ended: &Receiver<()>) {
+    let (mut before, mut told) = (0, false);
+    while ended.recv_timeout(SILENCE) == Err(RecvTimeoutError::Timeout) {
+        let now = lines.load(Ordering::Relaxed);
+        if now == before && !told {
+            println!("guest-init: nothing from the inner guest for {} s", SILENCE.as_secs());
+            let waits = diagnosis::waits(process);
+            diagnosis::lines().iter().chain(&waits).for_each(|line| println!("guest-init: {line}"));
+        }
+        told = now == before;
+        before = now;
+    }
+}
+
+/// Prints every line behind the mark, and shows it to `seen`.
+fn relay(stream: impl Read, seen: impl Fn(&str)) {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     while let Ok(1..) = stream.read_until(b'\n', &mut line) {
         let text = String::from_utf8_lossy(&line);
         println!("{MARK}{}", text.trim_end());
-        if text.starts_with(AT_WORK) {
-            at_work();
-        }
+        seen(&text);
         line.clear();
     }
 }

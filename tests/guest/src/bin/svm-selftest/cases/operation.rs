@@ -166,9 +166,9 @@ fn invalid_descriptors(bench: &mut Bench<'_>) -> Result<()> {
         operation
     };
     let rows = [
-        ("opcode", strange(|operation| operation.opcode = 6)),
+        ("opcode", strange(|operation| operation.opcode = 9)),
         ("opcode 255", strange(|operation| operation.opcode = 255)),
-        ("flag", strange(|operation| operation.flags |= 1 << 3)),
+        ("flag", strange(|operation| operation.flags |= 1 << 4)),
         ("flag 7", strange(|operation| operation.flags |= 1 << 7)),
         ("reserved field", strange(|operation| operation.reserved = 1)),
         ("length", Operation::fill(at, TOO_LONG, 0)),

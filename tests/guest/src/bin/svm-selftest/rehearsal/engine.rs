@@ -303,7 +303,7 @@ impl End {
 }
 
 fn is_valid(operation: &Operation, record: u64) -> bool {
-    let known = operation.opcode <= 5 && operation.flags & 0xf8 == 0 && operation.reserved == 0;
+    let known = operation.opcode <= 5 && operation.flags & 0xf0 == 0 && operation.reserved == 0;
     let fits = |address: u64| address.checked_add(operation.length).is_some() || operation.opcode == 5;
     known
         && record.is_multiple_of(32)
