@@ -29,6 +29,12 @@ impl PageState {
         self.0 >> 61 & 1 != 0
     }
 
+    /// Whether a user's handler wants to be asked before it is written.
+    #[must_use]
+    pub fn is_watched(self) -> bool {
+        self.0 >> 57 & 1 != 0
+    }
+
     /// Whether nobody else maps it.
     #[must_use]
     pub fn is_exclusive(self) -> bool {

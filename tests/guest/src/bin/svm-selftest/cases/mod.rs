@@ -8,7 +8,9 @@ mod operation;
 mod paging;
 mod process;
 mod queue;
+mod reclaim;
 mod soak;
+mod userfault;
 
 use anyhow::Result;
 
@@ -29,6 +31,8 @@ pub(crate) fn all() -> Vec<Case> {
         paging::CASES,
         kinds::CASES,
         huge::CASES,
+        reclaim::CASES,
+        userfault::CASES,
         fault::CASES,
         queue::CASES,
         process::CASES,

@@ -46,6 +46,8 @@ struct State {
     asked: u64,
     asker: u64,
     sequence: u64,
+    /// Counts resets: what a device knows of memory ends with each.
+    resets: u64,
 }
 
 /// The model.
@@ -87,14 +89,19 @@ impl Engine {
 
     /// One worker: takes the descriptors of its queues, for ever.
     fn work(&self, queues: &[usize], mut memory: Memory) {
+        let mut resets = 0;
         loop {
             let (index, generation, words) = self.next(queues);
+            let now = self.state().resets;
+            if std::mem::replace(&mut resets, now) != now {
+                memory.forget();
+            }
             let (operation, tag, record) = Operation::decode(&words);
             memory.requests = 0;
             let without_pasid = self.state().queues[index].pasid & control::VALID == 0;
             memory.asks = operation.blocks();
             let mut end = if without_pasid { End::refused(Reason::Refused) } else { End::invalid() };
-            if !without_pasid && is_valid(&operation, record) {
+            if !without_pasid && (is_valid(&operation, record) || self.flaw == Flaw::TakesAnything) {
                 let current = || self.state().queues[index].generation == generation;
                 end =
                     Execution { engine: self, memory: &mut memory, index, current: &current }.run(&operation);
@@ -119,7 +126,9 @@ impl Engine {
         let mut state = self.state();
         loop {
             for &index in queues {
-                if let Some((generation, words)) = state.queues[index].pending.pop_front() {
+                let pending = &mut state.queues[index].pending;
+                let next = if self.flaw == Flaw::Reorders { pending.pop_back() } else { pending.pop_front() };
+                if let Some((generation, words)) = next {
                     state.queues[index].at_work = true;
                     return (index, generation, words);
                 }
@@ -136,6 +145,9 @@ impl Engine {
 
     fn complete(&self, index: usize, memory: &Memory, lost: Option<u64>) {
         let mut state = self.state();
+        if self.flaw == Flaw::Uncounted {
+            return;
+        }
         state.completed += 1;
         if let Some(record) = lost {
             state.records_lost += 1;
@@ -160,7 +172,11 @@ impl Engine {
     fn submit(&self, state: &mut State, index: usize) {
         let queue = &mut state.queues[index];
         let words = std::mem::take(&mut queue.staging);
-        if !queue.enabled || queue.occupancy() >= 1 << DEPTH_LOG2 {
+        let depth = if self.flaw == Flaw::Shallow { 8 } else { 1 << DEPTH_LOG2 };
+        if self.flaw == Flaw::Uncounted && !queue.enabled {
+            return;
+        }
+        if !queue.enabled || queue.occupancy() >= depth {
             queue.dropped += 1;
             state.dropped += 1;
             return;
@@ -253,6 +269,7 @@ impl Registers for Engine {
     fn write32(&self, offset: usize, value: u32) {
         let mut state = self.state();
         if offset == global::CTRL && value & 1 != 0 {
+            state.resets += 1;
             state.queues.iter_mut().for_each(|queue| queue.enable(false));
         } else if let Some((index, register)) = page_of(offset, control::offset(0, 0)) {
             let queue = &mut state.queues[index];
@@ -330,8 +347,8 @@ fn write_record(memory: &mut Memory, end: &End, tag: u32, record: u64, aborted: 
     bytes[16..24].copy_from_slice(&refusal.address.to_le_bytes());
     bytes[24..32].copy_from_slice(&end.result.to_le_bytes());
     memory.asks = !aborted;
-    memory.write(record + 8, &bytes[8..])?;
-    memory.write(record, &bytes[..8])
+    memory.write_now(record + 8, &bytes[8..])?;
+    memory.write_now(record, &bytes[..8])
 }
 
 /// An operation at work.
@@ -395,6 +412,9 @@ impl Execution<'_> {
         if opcode == 3 {
             *result = NO_DIFFERENCE;
         }
+        if length == 0 && opcode == 1 && self.engine.flaw == Flaw::Eager {
+            self.memory.read(source, &mut [0])?;
+        }
         while opcode != 0 && *completed < length {
             self.pause()?;
             let (from, to) = (source + *completed, destination + *completed);
@@ -411,13 +431,16 @@ impl Execution<'_> {
                     self.memory.write(to, &bytes[..piece - usize::from(last)])?;
                 }
                 2 => {
-                    let shift = usize::try_from(*completed % 8).unwrap_or(0);
+                    let aligned = self.engine.flaw == Flaw::RestartsPattern;
+                    let shift = if aligned { 0 } else { usize::try_from(*completed % 8).unwrap_or(0) };
                     self.memory.write(to, &model::fill(operand, piece + shift)[shift..])?;
                 }
                 3 => {
                     let mut other = vec![0; piece];
                     self.memory.read(to, &mut other)?;
+                    let blind = self.engine.flaw == Flaw::ComparesPages;
                     if let Some(at) = model::first_difference(&bytes, &other) {
+                        let at = at * usize::from(!blind);
                         *completed += at as u64;
                         return Err(Stop::Found(*completed));
                     }
@@ -439,6 +462,7 @@ impl Execution<'_> {
             let mut next = [0; 8];
             self.memory.read(*result, &mut next)?;
             match u64::from_le_bytes(next) {
+                0 if self.engine.flaw == Flaw::ChasesNull => *result = 0,
                 0 => return Ok(()),
                 next => *result = next,
             }

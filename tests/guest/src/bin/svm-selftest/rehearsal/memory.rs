@@ -52,8 +52,14 @@ impl Memory {
         Ok(Self { flaw, page_map, asks: true, requests: 0, asked: None, kept: HashMap::new() })
     }
 
+    /// Ends what is known of this process's memory.
+    pub(super) fn forget(&mut self) {
+        self.kept.clear();
+    }
+
     /// Reads up to the end of the page.
     pub(super) fn read(&mut self, address: u64, bytes: &mut [u8]) -> Result<(), Refusal> {
+        let address = self.wire(address);
         if let Some(kept) = self.stale(address, false) {
             let start = offset(address);
             bytes.copy_from_slice(&kept[start..start + bytes.len()]);
@@ -76,6 +82,12 @@ impl Memory {
             kept[start..start + bytes.len()].copy_from_slice(bytes);
             return Ok(());
         }
+        self.write_now(address, bytes)
+    }
+
+    /// The same past every kept translation: records are not what the flaw is about.
+    pub(super) fn write_now(&mut self, address: u64, bytes: &[u8]) -> Result<(), Refusal> {
+        let address = self.wire(address);
         self.reach(address, true)?;
         if self.flaw == Flaw::IgnoresRights && self.force(address, bytes) {
             return Ok(());
@@ -102,6 +114,11 @@ impl Memory {
         Ok(())
     }
 
+    /// What of an address reaches the bus.
+    fn wire(&self, address: u64) -> u64 {
+        if self.flaw == Flaw::Narrow { address & ((1 << 47) - 1) } else { address }
+    }
+
     fn refused(&self, address: u64, write: bool) -> Refusal {
         Refusal { address, write, reason: Reason::NotAccessible }
     }
@@ -113,7 +130,7 @@ impl Memory {
         // In this order: to try an access brings an absent page in.
         page.is_present()
             && if write {
-                page.is_exclusive() && !page.is_of_file() && !self.lacks_right(address)
+                page.is_exclusive() && !page.is_of_file() && !page.is_watched() && !self.lacks_right(address)
             } else {
                 copy_from_self(address, &mut [0]).is_ok()
             }

@@ -17,6 +17,7 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -51,6 +52,28 @@ pub(crate) enum Flaw {
     Chatty,
     /// Aborted descriptors get no record.
     SilentAbort,
+    /// Descriptors that should be invalid are carried out.
+    TakesAnything,
+    /// The last descriptor goes first.
+    Reorders,
+    /// A queue holds fewer descriptors than it says.
+    Shallow,
+    /// The function's counters stand still.
+    Uncounted,
+    /// The source is read before the length is looked at.
+    Eager,
+    /// FILL starts its pattern again in every page.
+    RestartsPattern,
+    /// COMPARE says in which page the difference is, not where.
+    ComparesPages,
+    /// A list's end is taken for another node.
+    ChasesNull,
+    /// Addresses lose what is above bit 46.
+    Narrow,
+    /// The driver shows another number each time, and none is a PASID.
+    WanderingPasid,
+    /// Configuration space says that neither ATS nor PASID is on.
+    SwitchedOff,
     /// Other processes' address spaces can be reached, or seem so: a read of a strange address is zeros.
     SeesEverything,
 }
@@ -60,6 +83,7 @@ pub(crate) struct Rehearsal {
     flaw: Flaw,
     engine: Arc<Engine>,
     interrupts: File,
+    opened: AtomicU32,
 }
 
 impl Rehearsal {
@@ -72,7 +96,7 @@ impl Rehearsal {
             let _ = writer.write_all(&count.to_ne_bytes());
         };
         let engine = Engine::new(flaw, Box::new(interrupt))?;
-        Ok(Self { flaw, engine, interrupts: OwnedFd::from(reader).into() })
+        Ok(Self { flaw, engine, interrupts: OwnedFd::from(reader).into(), opened: AtomicU32::new(0) })
     }
 }
 
@@ -80,7 +104,11 @@ impl Endpoint for Rehearsal {
     fn open(&self) -> Result<Session> {
         let registers: Arc<dyn Registers> = self.engine.clone();
         // A process's number stands for its address space, as a PASID does.
-        let pasid = std::process::id() & 0xf_ffff;
+        let own = std::process::id() & 0xf_ffff;
+        let pasid = match self.flaw {
+            Flaw::WanderingPasid => (1 << 20) + self.opened.fetch_add(1, Ordering::Relaxed),
+            _ => own,
+        };
         Ok(Session { registers, pasid, interrupts: self.interrupts.try_clone()? })
     }
 
@@ -99,7 +127,7 @@ impl Endpoint for Rehearsal {
         for (at, id, next, control) in [(ATS, 0xf, 0x1101, 1 << 15), (PASID, 0x1b, last, 1)] {
             set(at, id);
             set(at + 2, next);
-            set(at + 6, control);
+            set(at + 6, if self.flaw == Flaw::SwitchedOff { 0 } else { control });
         }
         if self.flaw != Flaw::NoPri {
             set(PRI, 0x13);
