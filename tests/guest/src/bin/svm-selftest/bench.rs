@@ -20,6 +20,8 @@ pub(crate) struct Bench<'a> {
     pub(crate) random: Random,
     /// Whether settings of the machine may be changed for a while.
     pub(crate) may_change_machine: bool,
+    /// Whether cases may take as long as they like.
+    pub(crate) thorough: bool,
     /// Lines for whoever reads the output, without the leading `# `.
     pub(crate) notes: Vec<String>,
 }
@@ -27,7 +29,13 @@ pub(crate) struct Bench<'a> {
 impl<'a> Bench<'a> {
     /// The surroundings of a part of a case that runs in another process.
     pub(crate) fn new(endpoint: &'a dyn Endpoint, seed: u64) -> Self {
-        Self { endpoint, random: Random::new(seed), may_change_machine: false, notes: Vec::new() }
+        Self {
+            endpoint,
+            random: Random::new(seed),
+            may_change_machine: false,
+            thorough: false,
+            notes: Vec::new(),
+        }
     }
 
     /// Binds this process and enables queue 0.

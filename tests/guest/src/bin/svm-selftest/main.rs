@@ -34,6 +34,9 @@ struct Options {
     /// Let a rehearsal change settings of this machine for a while: swap, huge pages, merging of pages, groups
     #[arg(long, global = true)]
     change_machine: bool,
+    /// Never do less than a case is meant to because the machine is slow
+    #[arg(long)]
+    thorough: bool,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -72,9 +75,10 @@ fn run(options: &Options) -> Result<bool> {
 
 fn work<'a>(options: &Options, endpoint: &'a dyn Endpoint, case: &Case) -> Work<'a> {
     let (run, may_change_machine) = (case.run, options.change_machine || endpoint.is_shared());
+    let thorough = options.thorough;
     Box::new(move |seed, notes| {
         let (random, notes_before) = (model::Random::new(seed), std::mem::take(notes));
-        let mut bench = Bench { endpoint, random, may_change_machine, notes: notes_before };
+        let mut bench = Bench { endpoint, random, may_change_machine, thorough, notes: notes_before };
         let outcome = run(&mut bench);
         *notes = bench.notes;
         outcome

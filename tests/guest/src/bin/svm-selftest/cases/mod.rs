@@ -1,6 +1,7 @@
 //! The cases, by subject.
 
 mod bind;
+mod crowd;
 mod fault;
 mod huge;
 mod kinds;
@@ -36,6 +37,7 @@ pub(crate) fn all() -> Vec<Case> {
         fault::CASES,
         queue::CASES,
         process::CASES,
+        crowd::CASES,
         soak::CASES,
     ]
     .concat()
