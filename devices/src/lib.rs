@@ -6,6 +6,7 @@
 //! | [`dma_engine`] | a DMA engine that is no PCI function |
 //! | [`exit`] | the port by which a guest program ends the machine |
 //! | [`ioapic`] | the IOAPIC |
+//! | [`ioat`] | a DMA engine that the kernel drives |
 //! | [`irq`] | interrupt lines |
 //! | [`pci`] | PCI functions and the root of bus 0 |
 //! | [`reset`] | power-off, reset and panic |
@@ -20,6 +21,7 @@ pub mod exit;
 #[cfg(test)]
 mod hooked;
 pub mod ioapic;
+pub mod ioat;
 pub mod irq;
 pub mod pci;
 pub mod reset;

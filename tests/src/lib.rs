@@ -9,3 +9,4 @@ pub mod chain;
 pub mod expect;
 pub mod guest;
 pub mod image;
+pub mod kselftest;

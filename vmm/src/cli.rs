@@ -28,6 +28,9 @@ Examples:
     svmm run --kernel bzImage --iommu scalable,pasid-bits=0 --disk data.img
     svmm run --kernel bzImage --iommu svm,intremap=off,caching-mode=on,id=u0 --svm iommu=u0
 
+  A DMA engine for the kernel's own driver, beside the endpoint:
+    svmm run --kernel bzImage --initrd initramfs.cpio --svm --ioat channels=2
+
   A device-TLB that answers late once in 20 times, and three completions that get lost, the same in every run:
     svmm run --kernel bzImage --svm misbehave=late-invalidation:1/20@200,misbehave=lost-invalidation:3,seed=7
 
@@ -118,12 +121,17 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true)]
     pub(crate) memory_mib: u64,
     /// Add an SVM endpoint. Options, comma-separated: queues=1 to 16 (8), depth=2 to 1024, a power of two (64),
-    /// ats=on|off (on), pri=on|off (on), misbehave=KIND[:COUNT|:1/N][@ARGUMENT] to do something wrong always, COUNT
+    /// ats=on|off (on), pri=on|off (on), pasid-bits=1 to 20 (20), misbehave=KIND[:COUNT|:1/N][@ARGUMENT] to do something wrong always, COUNT
     /// times or once in N times (may be repeated; the kinds are listed below), seed=N of its dice, and those of all devices: iommu=ID of its unit (the first), rmrr-mib=N of
     /// reserved memory that is mapped one to one, satc=on|required to list it as an integrated device with ATS.
     /// May be given up to 15 times
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) svm: Vec<String>,
+    /// Add a DMA engine for a driver of the guest's kernel (Linux: ioatdma). Options, comma-separated: channels=1 to 4
+    /// (1), transfer-kib=4 to 1024, a power of two: the longest copy of one descriptor (64), and those of all devices.
+    /// May be given several times
+    #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
+    pub(crate) ioat: Vec<String>,
     /// Assign a device of the host's that is bound to vfio-pci: its PCI address, its file below /dev/vfio/devices, or
     /// fd=N of that file, open; then its options: id=NAME, mode=auto|nested|shadow|container (auto: the best that the
     /// host has), and those of all devices. Without iommu=ID, such devices

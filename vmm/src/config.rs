@@ -3,6 +3,7 @@
 mod complaint;
 mod disk;
 mod files;
+mod ioat;
 mod namespace;
 mod svm;
 mod units;
@@ -15,6 +16,7 @@ use crate::layout::{LOW_RAM_LIMIT, low};
 pub(crate) use complaint::{Complaint, reasons};
 pub(crate) use disk::DiskFile;
 pub(crate) use files::{Initrd, Kernel, KernelFormat, SerialTarget, StatsTarget};
+pub(crate) use ioat::IoatSpec;
 pub(crate) use svm::SvmSpec;
 pub(crate) use units::{Placement, UnitSpec};
 pub(crate) use vfio::{Inherited, Named, VfioSpec, parse_iommufd, parse_name};
@@ -46,7 +48,9 @@ pub(crate) struct Config {
     pub(crate) units: Vec<UnitSpec>,
     /// SVM endpoints, at most [`crate::layout::slot::MAX_ENDPOINTS`].
     pub(crate) svm: Vec<SvmSpec>,
-    /// Assigned devices; together with the endpoints, at most that many.
+    /// DMA engines for the guest's kernel; together with the endpoints, at most that many.
+    pub(crate) ioat: Vec<IoatSpec>,
+    /// Assigned devices; together with both, at most that many.
     pub(crate) vfio: Vec<VfioSpec>,
     /// An open `/dev/iommu`, if it is not to be opened.
     pub(crate) iommufd: Option<Inherited>,
@@ -73,11 +77,12 @@ impl TryFrom<RunArgs> for Config {
         let iommufd = args.iommufd.as_deref().map(vfio::parse_iommufd).transpose()?;
         let vfio = vfio::parse_all(&args.vfio, &mut units)?;
         let kernel = files::open_kernel(&args.kernel)?;
-        vfio::check_room(args.svm.len(), vfio.len())?;
+        vfio::check_room(args.svm.len() + args.ioat.len(), vfio.len())?;
         let config = Self {
             cpus: check_cpus(args.cpus, args.apic_id_step)?,
             memory_bytes: check_memory(args.memory_mib)?,
             svm: svm::parse_all(&args.svm, &units)?,
+            ioat: ioat::parse_all(&args.ioat, &units)?,
             vfio,
             iommufd,
             disks: disk::open_all(&args.disks, &units)?,
@@ -100,9 +105,10 @@ impl Config {
     /// Where all devices are.
     fn placements(&self) -> impl Iterator<Item = Placement> {
         let svm = self.svm.iter().map(|endpoint| endpoint.placement);
+        let ioat = self.ioat.iter().map(|engine| engine.placement);
         let disks = self.disks.iter().map(|disk| disk.placement);
         let vfio = self.vfio.iter().map(|device| device.placement);
-        svm.chain(vfio).chain(disks).chain(self.namespace.iter().copied())
+        svm.chain(ioat).chain(vfio).chain(disks).chain(self.namespace.iter().copied())
     }
 
     fn check_placements(&self) -> Result<(), Complaint> {
@@ -275,6 +281,7 @@ mod tests {
             };
             let units = units::parse_all(&run.iommu).unwrap();
             svm::parse_all(&run.svm, &units).unwrap();
+            ioat::parse_all(&run.ioat, &units).unwrap();
             for disk in &run.disks {
                 let (_, options) = disk.split_once(',').unwrap_or((disk, ""));
                 Placement::take(options, "--disk", &units).unwrap();

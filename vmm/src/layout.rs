@@ -132,11 +132,11 @@ pub(crate) mod gsi {
 
 /// Device numbers on PCI bus 0. Device 0 is the host bridge.
 pub(crate) mod slot {
-    /// SVM endpoints at most.
+    /// SVM endpoints, DMA engines and assigned devices at most.
     pub(crate) const MAX_ENDPOINTS: usize = 15;
     /// Disks at most.
     pub(crate) const MAX_DISKS: usize = 16;
-    /// The first SVM endpoint; the others follow it.
+    /// The first SVM endpoint; the others follow it, then DMA engines, then assigned devices.
     pub(crate) const FIRST_SVM: u8 = 1;
     /// The first disk; the others follow it, to the end of the bus.
     pub(crate) const FIRST_DISK: u8 = 16;

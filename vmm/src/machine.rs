@@ -8,6 +8,7 @@ use devices::bus::{Bus, BusError, BusRange};
 use devices::dma_engine::{self, DmaEngine};
 use devices::exit::ExitPort;
 use devices::ioapic::IoApic;
+use devices::ioat::IoatFunction;
 use devices::irq::NoIrq;
 use devices::pci::{ConfigPorts, Ecam, HostBridge, MmioWindow, PciRoot};
 use devices::reset::{
@@ -24,7 +25,9 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::boot::linux::{self, Entry};
 use crate::boot::{params, regs};
-use crate::config::{Complaint, Config, DiskFile, Placement, SerialTarget, StatsTarget, SvmSpec, reasons};
+use crate::config::{
+    Complaint, Config, DiskFile, IoatSpec, Placement, SerialTarget, StatsTarget, SvmSpec, reasons,
+};
 use crate::cpus::Cpus;
 use crate::event_loop::{self, Keyboard};
 use crate::kvm::irq::{IoapicRoutes, KvmMsi};
@@ -91,6 +94,7 @@ impl Machine {
         let keyboard = wiring.add_serial(std::mem::replace(&mut config.serial, SerialTarget::Null))?;
         wiring.add_platform(config.exit_port)?;
         let mut root = wiring.pci_root(&config.svm)?;
+        wiring.add_ioat(&mut root, config.svm.len(), &config.ioat)?;
         let meter = devices.meter.clone();
         let served = wiring.add_devices(&mut root, devices, &vm)?;
         wiring.add_disks(&mut root, std::mem::take(&mut config.disks))?;
@@ -135,7 +139,12 @@ fn open_devices(config: &mut Config, vm: &Vm, ram: &GuestRam) -> Result<Devices,
         return Ok(Devices::default());
     }
     let kvm = KvmVfio::new(vm.fd());
-    let opener = Opener { iommufd: config.iommufd.as_ref(), endpoints: config.svm.len(), ram, kvm: &kvm };
+    let opener = Opener {
+        iommufd: config.iommufd.as_ref(),
+        endpoints: config.svm.len() + config.ioat.len(),
+        ram,
+        kvm: &kvm,
+    };
     Devices::open(&specs, &opener)
 }
 
@@ -282,6 +291,22 @@ impl Wiring {
             root.insert(device, 0, svm).map_err(|error| impossible(&error))?;
         }
         Ok(root)
+    }
+
+    /// The DMA engines for the guest's kernel, behind `endpoints` endpoints.
+    fn add_ioat(
+        &mut self,
+        root: &mut PciRoot,
+        endpoints: usize,
+        engines: &[IoatSpec],
+    ) -> Result<(), Complaint> {
+        for (device, IoatSpec { config, placement }) in (slot::FIRST_SVM..).skip(endpoints).zip(engines) {
+            let behind = self.units.place(SourceId::from_bdf(0, device, 0), placement);
+            let engine = IoatFunction::new(*config, &behind.dma, behind.interrupts);
+            let engine = engine.map_err(|error| impossible(&error))?;
+            root.insert(device, 0, Arc::new(engine)).map_err(|error| impossible(&error))?;
+        }
+        Ok(())
     }
 
     /// The assigned devices.

@@ -25,13 +25,15 @@ pub struct SvmConfig {
     pub ats: bool,
     /// The function has PRI; of no effect without ATS.
     pub pri: bool,
+    /// Bits of its PASIDs, 1 to 20.
+    pub pasid_bits: u8,
     /// What it does wrong from power-on on.
     pub misbehaviour: Plan,
 }
 
 impl Default for SvmConfig {
     fn default() -> Self {
-        Self { queues: 8, depth_log2: 6, ats: true, pri: true, misbehaviour: Plan::default() }
+        Self { queues: 8, depth_log2: 6, ats: true, pri: true, pasid_bits: 20, misbehaviour: Plan::default() }
     }
 }
 

@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod diagnosis;
+pub mod driver_latency;
 pub mod endpoint;
 pub mod expect;
 pub mod model;

@@ -25,6 +25,9 @@ const CHAIN: &str = "chain";
 const CHAIN_ENVIRONMENT: &[(&str, &str)] =
     &[("SVMM_HOST_KERNEL", materials::HOST_KERNEL), ("SVMM_HOST_INITRD", materials::HOST_INITRD)];
 
+/// The test program that runs the kernel's VFIO selftests, which only it needs.
+const VFIO: &str = "vfio_selftests";
+
 /// Builds the test programs.
 ///
 /// # Errors
@@ -56,6 +59,9 @@ pub fn run(
     words: &[String],
     limit: Duration,
 ) -> Result<bool> {
+    if tests.iter().any(|test| test.name == VFIO) {
+        materials.build_vfio()?;
+    }
     match &materials.world {
         World::Here => {
             let load = tests.iter().fold(workload, |load, test| with(materials, load, test, words));
@@ -73,6 +79,10 @@ fn with(materials: &Materials, mut load: Workload, test: &Program, words: &[Stri
     if test.name == CHAIN {
         load.files.extend(materials.of_host());
         load.env.extend(CHAIN_ENVIRONMENT.iter().map(|(name, file)| (*name, Word::file(file))));
+    }
+    if test.name == VFIO {
+        load.files.extend(materials.of_vfio());
+        load.env.push(("SVMM_VFIO_INITRD", Word::file(materials::VFIO_INITRD)));
     }
     let name = format!("test-{}", test.name);
     // They are marked "ignored", so that a plain `cargo test` passes where no guest can be booted.

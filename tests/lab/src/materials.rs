@@ -1,13 +1,14 @@
 //! What every guest run needs: svmm, the kernel, the guest's first file system.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::thread::JoinHandle;
 
 use anyhow::{Result, anyhow};
 
 use crate::cache::Cache;
 use crate::image;
-use crate::kernel::{self, Kernel};
+use crate::kernel::{self, Kernel, selftests};
 use crate::programs;
 use crate::world::{Word, Workload, World, choice};
 
@@ -26,6 +27,9 @@ pub const NEXT_INITRD: &str = "next.cpio";
 pub const HOST_KERNEL: &str = "vmlinux-host";
 /// The first file system of such a guest: the guests', and in it svmm and what the inner guest boots.
 pub const HOST_INITRD: &str = "host.cpio";
+
+/// The guest's first file system, and in it the kernel's VFIO selftests.
+pub const VFIO_INITRD: &str = "vfio.cpio";
 
 /// A kernel being built while other work goes on.
 #[derive(Debug)]
@@ -58,7 +62,10 @@ pub struct Materials {
     initrd: PathBuf,
     next_initrd: PathBuf,
     host_initrd: PathBuf,
+    /// Made when it is asked for.
+    vfio_initrd: OnceLock<PathBuf>,
     kernel: Kernel,
+    cache: Cache,
 }
 
 /// Which first file system the guest gets.
@@ -94,7 +101,8 @@ impl Materials {
         let world = World::prepare(choice, &kernel, cache)?;
         let next_initrd = image::guest::with_next_kernel(cache, &initrd, &kernel.bz_image())?;
         let host_initrd = image::guest::with_svmm(cache, &next_initrd, &svmm)?;
-        Ok(Self { world, svmm, initrd, next_initrd, host_initrd, kernel })
+        let (vfio_initrd, cache) = (OnceLock::new(), cache.clone());
+        Ok(Self { world, svmm, initrd, next_initrd, host_initrd, vfio_initrd, kernel, cache })
     }
 
     /// The guests' initial file system.
@@ -129,6 +137,23 @@ impl Materials {
             (HOST_KERNEL.to_owned(), self.kernel.cloud_host()),
             (HOST_INITRD.to_owned(), self.host_initrd.clone()),
         ]
+    }
+
+    /// Builds what [`Materials::of_vfio`] names.
+    ///
+    /// # Errors
+    /// Those of [`selftests::ensure`], or a file cannot be written.
+    pub fn build_vfio(&self) -> Result<()> {
+        let programs = selftests::ensure(&self.cache)?;
+        let made = image::guest::with_programs(&self.cache, &self.initrd, &programs, &selftests::PROGRAMS)?;
+        // Whoever was first made the same file.
+        let _ = self.vfio_initrd.set(made);
+        Ok(())
+    }
+
+    /// The first file system of a guest that runs the kernel's VFIO selftests, if it was built.
+    pub fn of_vfio(&self) -> impl Iterator<Item = (String, PathBuf)> {
+        self.vfio_initrd.get().map(|path| (VFIO_INITRD.to_owned(), path.clone())).into_iter()
     }
 
     /// The words of `svmm run` for `guest`, with `cmdline` as the kernel's command line.

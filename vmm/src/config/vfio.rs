@@ -201,13 +201,13 @@ pub(crate) fn parse_iommufd(value: &str) -> Result<Inherited, Complaint> {
     }
 }
 
-/// Endpoints share the device numbers that come before the disks'.
-pub(super) fn check_room(svm: usize, vfio: usize) -> Result<(), Complaint> {
-    if svm + vfio <= MAX_ENDPOINTS {
+/// Endpoints and DMA engines, of which there are `emulated`, share the device numbers that come before the disks'.
+pub(super) fn check_room(emulated: usize, vfio: usize) -> Result<(), Complaint> {
+    if emulated + vfio <= MAX_ENDPOINTS {
         return Ok(());
     }
-    let thing = format!("--vfio given {vfio} times, --svm {svm}");
-    Err(Complaint::new(thing, "too many", format_args!("give at most {MAX_ENDPOINTS} of both")))
+    let thing = format!("--vfio given {vfio} times, --svm and --ioat {emulated}");
+    Err(Complaint::new(thing, "too many", format_args!("give at most {MAX_ENDPOINTS} of all three")))
 }
 
 #[cfg(test)]
@@ -297,6 +297,6 @@ mod tests {
             assert!(complaint.contains(expected), "{value}: {complaint}");
         }
         assert_eq!(check_room(14, 1), Ok(()));
-        assert!(check_room(14, 2).unwrap_err().to_string().contains("give at most 15 of both"));
+        assert!(check_room(14, 2).unwrap_err().to_string().contains("give at most 15 of all three"));
     }
 }

@@ -45,6 +45,12 @@ pub const KERNEL_BUILD: &[Need] = &[
     Need { package: "libelf-dev", provides: Provides::File(&["/usr/include/gelf.h"]) },
 ];
 
+/// What the kernel's VFIO selftests take beyond that.
+pub const VFIO_SELFTESTS_BUILD: &[Need] = &[Need {
+    package: "uuid-dev",
+    provides: Provides::File(&["/usr/lib/x86_64-linux-gnu/libuuid.a", "/usr/lib64/libuuid.a"]),
+}];
+
 const fn program(package: &'static str, name: &'static str) -> Need {
     Need { package, provides: Provides::Program(name) }
 }

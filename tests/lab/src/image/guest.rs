@@ -81,6 +81,22 @@ pub fn with_svmm(cache: &Cache, base: &Path, svmm: &Path) -> Result<PathBuf> {
     Ok(target)
 }
 
+/// An initial file system made of `base` and the programs `names` of `folder`; returns its path.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn with_programs(cache: &Cache, base: &Path, folder: &Path, names: &[&str]) -> Result<PathBuf> {
+    let of_tree = cache.of_tree(&programs::workspace())?;
+    let (added, target) = (of_tree.join("vfio.programs.cpio"), of_tree.join("vfio.cpio"));
+    let mut archive = Archive::new();
+    for name in names {
+        archive.host_file(&format!("/bin/{name}"), &folder.join(name))?;
+    }
+    archive.write(&added)?;
+    join(&[base, &added], &target)?;
+    Ok(target)
+}
+
 /// Puts archives one after the other. Linux unpacks them in turn, each at a multiple of four bytes.
 fn join(parts: &[&Path], target: &Path) -> Result<()> {
     let mut bytes = Vec::new();
@@ -96,7 +112,7 @@ fn programs_of_guest() -> Result<Archive> {
         archive.folder(folder);
     }
     archive.host_file("/init", &programs::binary("guest", "guest-init")?)?;
-    for name in ["svm-selftest", "iommufd-test", "bridge-test", "disk-check", "dma-engine"] {
+    for name in ["svm-selftest", "iommufd-test", "bridge-test", "disk-check", "dma-engine", "dma-test"] {
         archive.host_file(&format!("/bin/{name}"), &programs::binary("guest", name)?)?;
     }
     Ok(archive)

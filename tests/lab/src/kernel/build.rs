@@ -55,7 +55,7 @@ pub fn build(cache: &Cache) -> Result<Kernel> {
             let _ = fs::remove_file(&log);
             cache::remove(&cache.root().join("kernel-work"))?;
             let work = cache.folder("kernel-work")?;
-            let tree = source.provide(apt.as_ref(), &work, &log)?;
+            let tree = source.provide(apt.as_ref(), &work, &[], &log)?;
             let objects = work.join("objects");
             fs::create_dir_all(&objects)?;
             let steps = Steps { tree, objects, log };

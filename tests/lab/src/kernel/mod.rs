@@ -3,6 +3,7 @@
 pub mod build;
 pub mod cloud_host;
 pub mod fragment;
+pub mod selftests;
 pub mod source;
 pub mod stock;
 

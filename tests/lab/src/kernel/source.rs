@@ -41,17 +41,24 @@ impl Source {
         }
     }
 
-    /// The source tree, unpacked below `work` when it comes from a package.
+    /// The source tree, unpacked below `work` when it comes from a package: what matches one of `parts`, all if there
+    /// is none.
     ///
     /// # Errors
     /// The package cannot be fetched or unpacked.
-    pub fn provide(&self, apt: Option<&PrivateApt>, work: &Path, log: &Path) -> Result<PathBuf> {
+    pub fn provide(
+        &self,
+        apt: Option<&PrivateApt>,
+        work: &Path,
+        parts: &[&str],
+        log: &Path,
+    ) -> Result<PathBuf> {
         match (self, apt) {
             (Self::Tree(folder), _) => Ok(folder.clone()),
             (Self::Package { name, version }, Some(apt)) => {
                 apt.unpack(name, version, &work.join("package"))?;
                 let archive = work.join(format!("package/usr/src/{name}.tar.xz"));
-                unpack_archive(&archive, work, log)
+                unpack_archive(&archive, work, parts, log)
             }
             (Self::Package { name, .. }, None) => bail!("no archive to take {name} from"),
         }
@@ -135,12 +142,17 @@ fn release(name: &str) -> Option<(u32, u32)> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-fn unpack_archive(archive: &Path, work: &Path, log: &Path) -> Result<PathBuf> {
+fn unpack_archive(archive: &Path, work: &Path, parts: &[&str], log: &Path) -> Result<PathBuf> {
     let mut progress = Progress::start("unpacking the kernel's source");
     let tree = work.join("linux");
     fs::create_dir_all(&tree)?;
     let mut tar = Command::new("tar");
-    tar.arg("-C").arg(&tree).args(["--strip-components=1"]).arg("-xf").arg(archive);
+    tar.arg("-C")
+        .arg(&tree)
+        .args(["--strip-components=1"])
+        .args(["--wildcards", "--no-wildcards-match-slash", "-xf"])
+        .arg(archive)
+        .args(parts);
     run_logged(&mut tar, log, &mut progress, String::new)?;
     progress.done("");
     Ok(tree)

@@ -1,4 +1,4 @@
-//! Gives the SVM endpoint to a driver. `uio_pci_generic_sva` has no id table of its own, and `vfio-pci` none at all.
+//! Gives the SVM endpoint, and the DMA engine where it is to be assigned, to a driver. `uio_pci_generic_sva` has no id table of its own, and `vfio-pci` none at all.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,13 +8,22 @@ use anyhow::{Context, Result, bail};
 const DEVICES: &str = "/sys/bus/pci/devices";
 /// Name under which `uio_pci_generic_sva` registers with the PCI core.
 const DRIVER: &str = "uio_pci_sva";
-const VENDOR: &str = "0x1af4";
-const DEVICE: &str = "0x10f0";
 
-/// Binds every SVM endpoint by `bind`, which says what node it has become; returns one line per endpoint, to be printed.
-pub(crate) fn bind_all(bind: impl Fn(&Path) -> Result<PathBuf>) -> Vec<String> {
+/// A kind of function: its vendor and its device id, as sysfs has them.
+pub(crate) struct Kind(&'static str, &'static str);
+
+/// The SVM endpoint.
+pub(crate) const ENDPOINT: Kind = Kind("0x1af4", "0x10f0");
+/// The DMA engine, which a driver of the kernel takes first.
+pub(crate) const ENGINE: Kind = Kind("0x8086", "0x2021");
+
+/// Binds every function of these kinds by `bind`, which says what node it has become; returns one line for each, to be
+/// printed.
+pub(crate) fn bind_all(kinds: &[Kind], bind: impl Fn(&Path) -> Result<PathBuf>) -> Vec<String> {
     let folders = fs::read_dir(DEVICES).into_iter().flatten().flatten();
-    let endpoints = folders.map(|entry| entry.path()).filter(|path| is_endpoint(path));
+    let mut paths: Vec<_> = folders.map(|entry| entry.path()).collect();
+    paths.sort();
+    let endpoints = paths.into_iter().filter(|path| kinds.iter().any(|kind| kind.is(path)));
     endpoints
         .map(|path| match bind(&path) {
             Ok(node) => format!("{} is {}", name(&path), node.display()),
@@ -23,10 +32,13 @@ pub(crate) fn bind_all(bind: impl Fn(&Path) -> Result<PathBuf>) -> Vec<String> {
         .collect()
 }
 
-fn is_endpoint(path: &Path) -> bool {
-    let has =
-        |file: &str, value: &str| fs::read_to_string(path.join(file)).is_ok_and(|text| text.trim() == value);
-    has("vendor", VENDOR) && has("device", DEVICE)
+impl Kind {
+    fn is(&self, path: &Path) -> bool {
+        let has = |file: &str, value: &str| {
+            fs::read_to_string(path.join(file)).is_ok_and(|text| text.trim() == value)
+        };
+        has("vendor", self.0) && has("device", self.1)
+    }
 }
 
 /// Gives an endpoint to `uio_pci_generic_sva`.

@@ -4,8 +4,18 @@ use std::fmt::Write as _;
 
 /// Lines that follow a warning and say where it comes from.
 const TRACE_LINES: usize = 24;
-const WANTED: [&str; 8] =
-    ["dmar", "iommu", "pasid", "svm-selftest:", "bridge-test:", "uio", "pci 0000:", " pm: "];
+const WANTED: [&str; 10] = [
+    "dmar",
+    "iommu",
+    "pasid",
+    "svm-selftest:",
+    "bridge-test:",
+    "uio",
+    "ioat",
+    "dmatest:",
+    "pci 0000:",
+    " pm: ",
+];
 const ALARMS: [&str; 8] = [
     "WARNING:",
     "BUG:",

@@ -20,7 +20,8 @@
 //!
 //! Without `svmm.run=`: a shell if the image holds one, else the selftest. With the word
 //! `svmm.verbose` kernel messages keep reaching the console while programs run; with `svmm.unbound` the endpoint
-//! is left without a driver, with `svmm.vfio` it is given to `vfio-pci`.
+//! is left without a driver, with `svmm.vfio` it and the DMA engine are given to `vfio-pci`. With `svmm.huge` all memory,
+//! shared memory too, is of huge pages where it can be.
 //! After programs have run, the relevant part of the kernel log stands between
 //! `guest-init: klog begin` and `guest-init: klog end`.
 #![deny(unsafe_code)]
@@ -46,6 +47,7 @@ use anyhow::{Context, Result};
 use guest::vfio::give_to_vfio;
 
 use action::Action;
+use endpoint::{ENDPOINT, ENGINE};
 use sys::Ending;
 
 /// I/O port that carries a guest's status, 32 bits, to svmm.
@@ -63,12 +65,7 @@ fn main() {
     if !command_line.split_ascii_whitespace().any(|word| word == "svmm.verbose") {
         sys::console_level(1);
     }
-    // The kernel leaves huge pages off in small machines.
-    for file in ["enabled", "defrag"] {
-        let _ = fs::write(format!("/sys/kernel/mm/transparent_hugepage/{file}"), "madvise");
-    }
-    // For the memory of guests in a guest that is a host.
-    let _ = fs::write("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "advise");
+    huge_pages(command_line.split_ascii_whitespace().any(|word| word == "svmm.huge"));
     // Every line that a test program puts into the log must stay there.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
     for line in modules::load_all() {
@@ -77,8 +74,8 @@ fn main() {
     let has = |wanted: &str| command_line.split_ascii_whitespace().any(|word| word == wanted);
     let bound = match (has("svmm.unbound"), has("svmm.vfio")) {
         (true, _) => Vec::new(),
-        (false, true) => endpoint::bind_all(give_to_vfio),
-        (false, false) => endpoint::bind_all(endpoint::give_to_uio),
+        (false, true) => endpoint::bind_all(&[ENDPOINT, ENGINE], give_to_vfio),
+        (false, false) => endpoint::bind_all(&[ENDPOINT], endpoint::give_to_uio),
     };
     for line in bound {
         println!("guest-init: endpoint {line}");
@@ -169,6 +166,15 @@ fn try_run(words: &[String]) -> Result<ExitStatus> {
     let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     let status = sys::reap_until(child.id()).with_context(|| format!("cannot wait for {program}"))?;
     Ok(ExitStatus::from_raw(status))
+}
+
+/// The kernel leaves huge pages off in small machines.
+fn huge_pages(always: bool) {
+    let (own, shared) = if always { ("always", "always") } else { ("madvise", "advise") };
+    // Shared memory is that of guests in a guest that is a host.
+    for (file, value) in [("enabled", own), ("defrag", own), ("shmem_enabled", shared)] {
+        let _ = fs::write(format!("/sys/kernel/mm/transparent_hugepage/{file}"), value);
+    }
 }
 
 fn print_log(select: impl FnOnce(&str) -> String) {
