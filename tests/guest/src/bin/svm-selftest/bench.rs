@@ -1,6 +1,7 @@
 //! What every case works with: the endpoint and random numbers.
 
 use std::fs::{self, File};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 pub(crate) use guest::expect::{ExpectedFault, faulted, requests, same, success};
@@ -12,6 +13,15 @@ use crate::endpoint::{Completion, Device, Endpoint, Operation, Queue};
 use crate::model::Random;
 use crate::sys::{Mapping, PAGE};
 
+/// How long the soak goes on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Soak {
+    /// For so many operations.
+    Operations(u64),
+    /// For so long.
+    For(Duration),
+}
+
 /// The surroundings of a case.
 pub(crate) struct Bench<'a> {
     /// The endpoint. Nobody else has it open when a case starts.
@@ -22,6 +32,8 @@ pub(crate) struct Bench<'a> {
     pub(crate) may_change_machine: bool,
     /// Whether cases may take as long as they like.
     pub(crate) thorough: bool,
+    /// How long the soak goes on.
+    pub(crate) soak: Soak,
     /// Lines for whoever reads the output, without the leading `# `.
     pub(crate) notes: Vec<String>,
 }
@@ -34,6 +46,7 @@ impl<'a> Bench<'a> {
             random: Random::new(seed),
             may_change_machine: false,
             thorough: false,
+            soak: Soak::Operations(0),
             notes: Vec::new(),
         }
     }

@@ -12,6 +12,7 @@ mod cases;
 mod rehearsal;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -19,7 +20,7 @@ use guest::report::FIGURE;
 use guest::suite::Work;
 use guest::{driver_latency, endpoint, model, program, report, sys, wait};
 
-use bench::Bench;
+use bench::{Bench, Soak};
 use cases::Case;
 use endpoint::{Counters, Endpoint, PciEndpoint};
 use rehearsal::{Flaw, Rehearsal};
@@ -38,6 +39,12 @@ struct Options {
     /// Never do less than a case is meant to because the machine is slow
     #[arg(long)]
     thorough: bool,
+    /// How many operations the case `soak` does
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    operations: u64,
+    /// Let the case `soak` go on for so long instead
+    #[arg(long, value_name = "SECONDS", conflicts_with = "operations")]
+    soak: Option<u64>,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -83,9 +90,13 @@ fn run(options: &Options) -> Result<bool> {
 fn work<'a>(options: &Options, endpoint: &'a dyn Endpoint, case: &Case) -> Work<'a> {
     let (run, may_change_machine) = (case.run, options.change_machine || endpoint.is_shared());
     let thorough = options.thorough;
+    let soak = match options.soak {
+        Some(seconds) => Soak::For(Duration::from_secs(seconds)),
+        None => Soak::Operations(options.operations),
+    };
     Box::new(move |seed, notes| {
         let (random, notes_before) = (model::Random::new(seed), std::mem::take(notes));
-        let mut bench = Bench { endpoint, random, may_change_machine, thorough, notes: notes_before };
+        let mut bench = Bench { endpoint, random, may_change_machine, thorough, soak, notes: notes_before };
         let outcome = run(&mut bench);
         *notes = bench.notes;
         outcome

@@ -45,7 +45,7 @@ struct Member {
 }
 
 /// Processes bound at the same time.
-struct Crowd<'a> {
+pub(super) struct Crowd<'a> {
     endpoint: &'a dyn Endpoint,
     members: Vec<Member>,
     /// Every opened file; which of them is closed is all the same to the driver.
@@ -55,13 +55,13 @@ struct Crowd<'a> {
 }
 
 impl<'a> Crowd<'a> {
-    fn new(endpoint: &'a dyn Endpoint) -> Result<Self> {
+    pub(super) fn new(endpoint: &'a dyn Endpoint) -> Result<Self> {
         reset(endpoint.peek()?.as_ref())?;
         Ok(Self { endpoint, members: Vec::new(), bonds: Vec::new(), remembered: None })
     }
 
     /// Starts a process and binds it; `false`: the kernel refused the bond.
-    fn join(&mut self) -> Result<bool> {
+    pub(super) fn join(&mut self) -> Result<bool> {
         let endpoint = self.endpoint;
         let child = Child::start(|line| match live(endpoint, line) {
             Ok(()) => true,
@@ -103,16 +103,18 @@ impl<'a> Crowd<'a> {
             line.write_all(&[WORK, u8::try_from(queues.len())?])?;
             line.write_all(queues)?;
         }
+        // Every answer is taken, whatever the first ones say.
+        let mut outcome = Ok(());
         for (member, _) in shares {
             let pasid = self.members[*member].pasid;
             let answer = answer(self.members[*member].child.line());
-            answer.with_context(|| format!("the process with PASID {pasid}"))?;
+            outcome = outcome.and(answer.with_context(|| format!("the process with PASID {pasid}")));
         }
-        Ok(())
+        outcome
     }
 
     /// Unbinds the member that joined last, and waits for its end.
-    fn leave(&mut self) -> Result<()> {
+    pub(super) fn leave(&mut self) -> Result<()> {
         let Some(mut member) = self.members.pop() else { bail!("nobody is left") };
         if self.remembered != Some(member.child.id()) {
             ensure!(self.open(&mut member)?.is_some(), "a bound process cannot open again");
@@ -125,7 +127,7 @@ impl<'a> Crowd<'a> {
         Ok(())
     }
 
-    fn pasids(&self) -> Vec<u32> {
+    pub(super) fn pasids(&self) -> Vec<u32> {
         let mut pasids: Vec<u32> = self.members.iter().map(|member| member.pasid).collect();
         pasids.sort_unstable();
         pasids.dedup();
@@ -150,7 +152,7 @@ fn answer(line: &mut impl Read) -> Result<()> {
     Ok(())
 }
 
-/// The life of a member.
+/// The life of a member. Work that goes wrong does not end it: it has to be unbound first.
 fn live(endpoint: &dyn Endpoint, line: &mut (impl Read + Write)) -> Result<()> {
     let endpoint = endpoint.again()?;
     let mut pasid = 0;
@@ -175,8 +177,10 @@ fn live(endpoint: &dyn Endpoint, line: &mut (impl Read + Write)) -> Result<()> {
                 let mut queues = vec![0; count[0].into()];
                 line.read_exact(&mut queues)?;
                 let outcome = work(endpoint.as_ref(), pasid, &queues);
+                if let Err(error) = &outcome {
+                    println!("# PASID {pasid}: {error:#}");
+                }
                 line.write_all(&[u8::from(outcome.is_err())])?;
-                outcome?;
             }
             _ => return Ok(()),
         }

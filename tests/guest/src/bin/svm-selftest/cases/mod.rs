@@ -11,6 +11,7 @@ mod process;
 mod queue;
 mod reclaim;
 mod soak;
+mod trouble;
 mod userfault;
 
 use anyhow::Result;
@@ -38,6 +39,7 @@ pub(crate) fn all() -> Vec<Case> {
         queue::CASES,
         process::CASES,
         crowd::CASES,
+        trouble::CASES,
         soak::CASES,
     ]
     .concat()

@@ -72,6 +72,8 @@ pub(crate) enum Flaw {
     Narrow,
     /// The driver shows another number each time, and none is a PASID.
     WanderingPasid,
+    /// PASIDs of 5 bits, of which there are always more.
+    EndlessPasids,
     /// Configuration space says that neither ATS nor PASID is on.
     SwitchedOff,
     /// Other processes' address spaces can be reached, or seem so: a read of a strange address is zeros.
@@ -128,6 +130,9 @@ impl Endpoint for Rehearsal {
             set(at, id);
             set(at + 2, next);
             set(at + 6, if self.flaw == Flaw::SwitchedOff { 0 } else { control });
+        }
+        if self.flaw == Flaw::EndlessPasids {
+            set(PASID + 4, 5 << 8);
         }
         if self.flaw != Flaw::NoPri {
             set(PRI, 0x13);
