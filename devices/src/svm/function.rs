@@ -155,7 +155,7 @@ fn function_spec(config: &SvmConfig) -> FunctionSpec {
             table_offset: 0,
             pba_offset: 0x800,
         }),
-        pasid: Some(PasidSpec { width: 20 }),
+        pasid: Some(PasidSpec { width: config.pasid_bits }),
         ats: caps.ats().then_some(AtsSpec { queue_depth: 0, global_invalidate: true }),
         pri: caps.pri().then_some(PriSpec { capacity: PAGE_REQUEST_CAPACITY }),
         ..FunctionSpec::default()

@@ -60,6 +60,7 @@ fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
             "engines" => config.engines = u8::try_from(number(MAX_ENGINES.into())?).unwrap_or(MAX_ENGINES),
             "ats" => config.ats = switch()?,
             "pri" => config.pri = switch()?,
+            "pasid-bits" => config.pasid_bits = u8::try_from(number(20)?).unwrap_or(20),
             "misbehave" => config
                 .misbehaviour
                 .add(value)
@@ -71,7 +72,7 @@ fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
             _ => {
                 return Err(complaint(
                     "unknown",
-                    "known are queues, depth, engines, ats, pri, misbehave, seed, iommu, rmrr-mib and satc",
+                    "known are queues, depth, engines, ats, pri, pasid-bits, misbehave, seed, iommu, rmrr-mib and satc",
                 ));
             }
         }
@@ -117,6 +118,14 @@ mod tests {
         expected.misbehaviour.set(Kind::LateInvalidation, Setting { how: How::OneIn(20), argument: 200 });
         expected.misbehaviour.set(Kind::WrongGroup, Setting { how: How::Count(3), argument: 0 });
         assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn few_pasids() {
+        assert_eq!(parsed("pasid-bits=5"), Ok(SvmConfig { pasid_bits: 5, ..SvmConfig::default() }));
+        for text in ["pasid-bits=0", "pasid-bits=21", "pasid-bits=x"] {
+            assert!(parsed(text).expect_err(text).to_string().contains("give 1 to 20"), "{text}");
+        }
     }
 
     #[test]

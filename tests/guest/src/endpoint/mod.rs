@@ -29,6 +29,8 @@ pub trait Endpoint {
     fn config(&self) -> Result<ConfigSpace>;
     /// Whether other processes reach the same endpoint.
     fn is_shared(&self) -> bool;
+    /// The same endpoint for a process that was forked.
+    fn again(&self) -> Result<Box<dyn Endpoint>>;
     /// Command line words that make another run of this program reach the same endpoint.
     fn arguments(&self) -> Vec<OsString>;
 }

@@ -44,10 +44,15 @@ impl Records {
     /// There is no memory.
     pub fn own() -> Result<Self> {
         let memory = Mapping::anonymous(RECORDS * RECORD_BYTES).context("no memory for records")?;
-        for page in (0..memory.len()).step_by(PAGE) {
-            memory.store(page, 0);
+        let records = Self { device_address: memory.address(), memory: Arc::new(memory) };
+        records.touch();
+        Ok(records)
+    }
+
+    fn touch(&self) {
+        for page in (0..self.memory.len()).step_by(PAGE) {
+            self.memory.store(page, 0);
         }
-        Ok(Self { device_address: memory.address(), memory: Arc::new(memory) })
     }
 }
 
@@ -88,6 +93,11 @@ impl Portal {
         self.records.memory.write(slot * RECORD_BYTES, &[0; RECORD_BYTES]);
         let ticket = Ticket { slot, tag };
         (ticket, operation.encode(tag, self.record_address(ticket)))
+    }
+
+    /// Brings the records' pages back after something took them away or made them shared, as a fork does.
+    pub fn touch_records(&self) {
+        self.records.touch();
     }
 
     /// Submits the words of a descriptor, whatever they say.

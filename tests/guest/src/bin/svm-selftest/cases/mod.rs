@@ -4,12 +4,18 @@ mod ahead;
 mod batch;
 mod bind;
 mod command;
+mod crowd;
 mod fault;
+mod huge;
+mod kinds;
 mod operation;
 mod paging;
 mod process;
 mod queue;
+mod reclaim;
 mod soak;
+mod trouble;
+mod userfault;
 
 use anyhow::Result;
 
@@ -28,12 +34,18 @@ pub(crate) fn all() -> Vec<Case> {
         bind::CASES,
         operation::CASES,
         paging::CASES,
+        kinds::CASES,
+        huge::CASES,
+        reclaim::CASES,
+        userfault::CASES,
         fault::CASES,
         queue::CASES,
         batch::CASES,
         command::CASES,
         ahead::CASES,
         process::CASES,
+        crowd::CASES,
+        trouble::CASES,
         soak::CASES,
     ]
     .concat()

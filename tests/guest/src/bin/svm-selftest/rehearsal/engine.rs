@@ -32,6 +32,8 @@ pub(super) struct State {
     asked: u64,
     asker: u64,
     sequence: u64,
+    /// Counts resets: what a device knows of memory ends with each.
+    resets: u64,
 }
 
 /// The model.
@@ -73,8 +75,13 @@ impl Engine {
 
     /// One worker: takes the descriptors of its queues, for ever.
     fn work(&self, queues: &[usize], mut memory: Memory) {
+        let mut resets = 0;
         loop {
             let (index, job) = self.next(queues);
+            let now = self.state().resets;
+            if std::mem::replace(&mut resets, now) != now {
+                memory.forget();
+            }
             self.carry_out(index, &job, &mut memory);
             let mut state = self.state();
             state.queues[index].at_work = false;
@@ -112,7 +119,9 @@ impl Engine {
         let mut state = self.state();
         loop {
             for &index in queues {
-                if let Some(job) = state.queues[index].pending.pop_front() {
+                let pending = &mut state.queues[index].pending;
+                let next = if self.flaw == Flaw::Reorders { pending.pop_back() } else { pending.pop_front() };
+                if let Some(job) = next {
                     state.queues[index].at_work = true;
                     return (index, job);
                 }
@@ -130,6 +139,9 @@ impl Engine {
 
     fn complete(&self, index: usize, memory: &Memory, lost: Option<u64>) {
         let mut state = self.state();
+        if self.flaw == Flaw::Uncounted {
+            return;
+        }
         state.completed += 1;
         if let Some(record) = lost {
             state.records_lost += 1;
@@ -155,11 +167,15 @@ impl Engine {
     fn submit(&self, state: &mut State, index: usize, page: usize, words: [u64; DESCRIPTOR_WORDS]) -> u32 {
         let pasid = if page == 0 { state.queues[index].pasid } else { state.sharing.pasid(page - 1) };
         let queue = &mut state.queues[index];
+        let depth = if self.flaw == Flaw::Shallow { 8 } else { 1 << DEPTH_LOG2 };
+        if self.flaw == Flaw::Uncounted && !queue.enabled {
+            return portal::ACCEPTED;
+        }
         if !queue.enabled || queue.shared != (page > 0) {
             state.dropped += 1;
             return portal::DISABLED;
         }
-        if queue.occupancy() >= 1 << DEPTH_LOG2 {
+        if queue.occupancy() >= depth {
             state.dropped += 1;
             return portal::FULL;
         }
@@ -267,6 +283,7 @@ impl Registers for Engine {
     fn write32(&self, offset: usize, value: u32) {
         let mut state = self.state();
         if offset == global::CTRL && value & 1 != 0 {
+            state.resets += 1;
             state.queues.iter_mut().for_each(|queue| queue.enable(false));
             state.sharing.close();
         } else if offset == global::COMMAND {

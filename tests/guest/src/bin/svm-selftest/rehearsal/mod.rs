@@ -4,6 +4,9 @@
 //! It reaches memory by system calls, so it faults as the kernel says, and it counts as page requests
 //! the pages that the kernel's own page map calls absent or not exclusively this process's. It has
 //! no device-TLB but for one flaw, and every process has a model of its own.
+//!
+//! It leaves the machine's settings alone, so cases that change them are skipped, unless it is told that it
+//! may: in a guest nothing is lost.
 
 mod batch;
 mod engine;
@@ -19,6 +22,7 @@ use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -75,6 +79,30 @@ pub(crate) enum Flaw {
     LazyPrefetch,
     /// PREFETCH faults where a page cannot be had.
     StrictPrefetch,
+    /// Descriptors that should be invalid are carried out.
+    TakesAnything,
+    /// The last descriptor goes first.
+    Reorders,
+    /// A queue holds fewer descriptors than it says.
+    Shallow,
+    /// The function's counters stand still.
+    Uncounted,
+    /// The source is read before the length is looked at.
+    Eager,
+    /// FILL starts its pattern again in every page.
+    RestartsPattern,
+    /// COMPARE says in which page the difference is, not where.
+    ComparesPages,
+    /// A list's end is taken for another node.
+    ChasesNull,
+    /// Addresses lose what is above bit 46.
+    Narrow,
+    /// The driver shows another number each time, and none is a PASID.
+    WanderingPasid,
+    /// PASIDs of 5 bits, of which there are always more.
+    EndlessPasids,
+    /// Configuration space says that neither ATS nor PASID is on.
+    SwitchedOff,
     /// Other processes' address spaces can be reached, or seem so: a read of a strange address is zeros.
     SeesEverything,
 }
@@ -89,6 +117,7 @@ pub(crate) struct Rehearsal {
     flaw: Flaw,
     engine: Arc<Engine>,
     interrupts: File,
+    opened: AtomicU32,
 }
 
 impl Rehearsal {
@@ -101,14 +130,17 @@ impl Rehearsal {
             let _ = writer.write_all(&count.to_ne_bytes());
         };
         let engine = Engine::new(flaw, Box::new(interrupt))?;
-        Ok(Self { flaw, engine, interrupts: OwnedFd::from(reader).into() })
+        Ok(Self { flaw, engine, interrupts: OwnedFd::from(reader).into(), opened: AtomicU32::new(0) })
     }
 }
 
 impl Endpoint for Rehearsal {
     fn open(&self) -> Result<Session> {
         let registers: Arc<dyn Registers> = self.engine.clone();
-        let pasid = own_pasid();
+        let pasid = match self.flaw {
+            Flaw::WanderingPasid => (1 << 20) + self.opened.fetch_add(1, Ordering::Relaxed),
+            _ => own_pasid(),
+        };
         Ok(Session { registers, pasid, interrupts: self.interrupts.try_clone()? })
     }
 
@@ -127,7 +159,10 @@ impl Endpoint for Rehearsal {
         for (at, id, next, control) in [(ATS, 0xf, 0x1101, 1 << 15), (PASID, 0x1b, last, 1)] {
             set(at, id);
             set(at + 2, next);
-            set(at + 6, control);
+            set(at + 6, if self.flaw == Flaw::SwitchedOff { 0 } else { control });
+        }
+        if self.flaw == Flaw::EndlessPasids {
+            set(PASID + 4, 5 << 8);
         }
         if self.flaw != Flaw::NoPri {
             set(PRI, 0x13);
@@ -140,6 +175,10 @@ impl Endpoint for Rehearsal {
 
     fn is_shared(&self) -> bool {
         false
+    }
+
+    fn again(&self) -> Result<Box<dyn Endpoint>> {
+        Ok(Box::new(Self::new(self.flaw)?))
     }
 
     fn arguments(&self) -> Vec<OsString> {

@@ -78,8 +78,8 @@ pub(super) fn write_record(
     bytes[16..24].copy_from_slice(&refusal.address.to_le_bytes());
     bytes[24..32].copy_from_slice(&end.result.to_le_bytes());
     memory.asks = !aborted;
-    memory.write(record + 8, &bytes[8..])?;
-    memory.write(record, &bytes[..8])
+    memory.write_now(record + 8, &bytes[8..])?;
+    memory.write_now(record, &bytes[..8])
 }
 
 /// An operation at work.
@@ -141,6 +141,9 @@ impl Execution<'_> {
         if opcode == 3 {
             *result = NO_DIFFERENCE;
         }
+        if length == 0 && opcode == 1 && self.flaw == Flaw::Eager {
+            self.memory.read(source, &mut [0])?;
+        }
         while opcode != 0 && *completed < length {
             self.pause()?;
             let (from, to) = (source + *completed, destination + *completed);
@@ -157,13 +160,16 @@ impl Execution<'_> {
                     self.memory.write(to, &bytes[..piece - usize::from(last)])?;
                 }
                 2 => {
-                    let shift = usize::try_from(*completed % 8).unwrap_or(0);
+                    let aligned = self.flaw == Flaw::RestartsPattern;
+                    let shift = if aligned { 0 } else { usize::try_from(*completed % 8).unwrap_or(0) };
                     self.memory.write(to, &model::fill(operand, piece + shift)[shift..])?;
                 }
                 3 => {
                     let mut other = vec![0; piece];
                     self.memory.read(to, &mut other)?;
+                    let blind = self.flaw == Flaw::ComparesPages;
                     if let Some(at) = model::first_difference(&bytes, &other) {
+                        let at = at * usize::from(!blind);
                         *completed += at as u64;
                         return Err(Stop::Found(*completed));
                     }
@@ -185,6 +191,7 @@ impl Execution<'_> {
             let mut next = [0; 8];
             self.memory.read(*result, &mut next)?;
             match u64::from_le_bytes(next) {
+                0 if self.flaw == Flaw::ChasesNull => *result = 0,
                 0 => return Ok(()),
                 next => *result = next,
             }
