@@ -321,7 +321,8 @@ impl Wiring {
         vm: &Vm,
     ) -> Result<Vec<Served>, Complaint> {
         let slots = KvmSlots::new(vm.fd().clone(), PCI_MMIO32);
-        let connector = Connector::new(slots, self.routing.clone(), vm.fd().clone());
+        let ioapic = self.ioapic.clone();
+        let connector = Connector::new(slots, self.routing.clone(), vm.fd().clone(), ioapic);
         connector.connect(devices, &mut self.units, root)
     }
 

@@ -157,7 +157,8 @@ fn abort_of_a_pasid(bench: &mut Bench<'_>) -> Result<()> {
 
 /// With one engine for two busy queues, the one with three times the weight is well ahead, and the other gets its part.
 fn priorities_share_the_engine(bench: &mut Bench<'_>) -> Result<()> {
-    const PAGES: usize = 1024;
+    /// A quarter of a megabyte, one turn of an engine.
+    const PAGES: usize = 64;
     let device = Device::open(bench.endpoint)?;
     if device.engines() == 0 {
         return Err(Skip("the endpoint has an engine for every queue").into());
