@@ -178,9 +178,10 @@ fn protect_and_back(bench: &mut Bench<'_>) -> Result<()> {
 /// The old pages go along, and the new ones are brought when the device wants them.
 fn grow_mapping(bench: &mut Bench<'_>) -> Result<()> {
     const PAGES: usize = 4;
-    let (memory, mut bytes) = bench.resident(PAGES)?;
+    let (memory, _) = bench.resident(PAGES)?;
     let lane = bench.lane()?;
-    lane.counted(&Operation::crc(memory.address(), bytes.len(), 0), bytes.len())?;
+    let mut bytes = model::fill(0x16, memory.len());
+    lane.counted(&Operation::fill(memory.address(), bytes.len(), 0x16), bytes.len())?;
     let old = memory.address();
     // What is mapped behind it makes it move; something else may be there already.
     let obstacle = Mapping::anonymous_at(memory.at(memory.len()), PAGE);
