@@ -78,26 +78,19 @@ fn run(tests: &[String], guest: Guest, may_say: &[&str]) {
     println!("{} s", outcome.elapsed.as_secs());
 }
 
-/// Binding, configuration space, BARs, interrupts, reset; mappings of all page sizes, and of the BAR; and a few cases of
-/// the engine at work, each of which pins 1 GiB.
+/// Binding, configuration space, BARs, interrupts, reset; mappings of all page sizes, and of the BAR; the engine at work:
+/// copies, copies from and to where nothing is, interrupts, 65,535 copies in a row, each case with 1 GiB pinned.
 #[test]
 #[ignore = "needs a guest: run cargo lab test"]
-fn mappings_and_the_function() {
+fn the_kernels_own_tests_pass() {
     let mut tests = CHEAP.map(str::to_owned).to_vec();
     if all() {
-        return run(&tests, guest(2560), &[NO_MSI]);
-    }
-    let some = SOME.map(|case| format!("-r,{DRIVER}.{case}"));
-    tests.push(format!("{DRIVER},{}", some.join(",")));
-    run(&tests, guest(1536), &[NO_MSI, NO_HUGE_PAGE]);
-}
-
-/// All of the engine at work: copies, copies from and to where nothing is, interrupts, 65,535 copies in a row.
-#[test]
-#[ignore = "needs a guest: run cargo lab test"]
-fn the_engine_at_work() {
-    if all() {
-        let tests = MODES.map(|mode| format!("{DRIVER},-v,{mode}"));
-        run(&tests, guest(1536), &[]);
+        run(&tests, guest(2560), &[NO_MSI]);
+        let modes = MODES.map(|mode| format!("{DRIVER},-v,{mode}"));
+        run(&modes, guest(1536), &[]);
+    } else {
+        let some = SOME.map(|case| format!("-r,{DRIVER}.{case}"));
+        tests.push(format!("{DRIVER},{}", some.join(",")));
+        run(&tests, guest(1536), &[NO_MSI, NO_HUGE_PAGE]);
     }
 }
