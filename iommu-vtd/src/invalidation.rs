@@ -150,6 +150,14 @@ pub enum Descriptor {
     Wait(WaitAction),
 }
 
+impl Descriptor {
+    /// Whether the guest hears of it: a wait that is more than a fence.
+    #[must_use]
+    pub fn reports(&self) -> bool {
+        matches!(self, Self::Wait(wait) if wait.status.is_some() || wait.interrupt)
+    }
+}
+
 /// How the queue is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueueMode {

@@ -75,15 +75,6 @@ pub fn may_fetch(file: &RegisterFile) -> bool {
     !status.iqe() && !status.ite() && file.get(IQH) != file.get(IQT)
 }
 
-/// A descriptor that was taken out of the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fetched {
-    /// What it says.
-    pub descriptor: Descriptor,
-    /// Where it was: the head before.
-    head: QueueOffset,
-}
-
 /// The next descriptor, with the head moved past it; `None` if the queue is empty or has stopped.
 ///
 /// # Errors
@@ -94,12 +85,11 @@ pub fn fetch(
     tables: TranslationTableMode,
     memory: &impl TableMemory,
     capability: &Capability,
-) -> Result<Option<Fetched>, QueueError> {
+) -> Result<Option<Descriptor>, QueueError> {
     if !may_fetch(file) {
         return Ok(None);
     }
-    let at = file.get(IQH);
-    let head = at.raw_value();
+    let head = file.get(IQH).raw_value();
     let tail = file.get(IQT).raw_value();
     if tail >= ring.len_bytes {
         return Err(QueueError::TailOutOfRange);
@@ -111,7 +101,7 @@ pub fn fetch(
     let descriptor = decode(&words, QueueMode { wide: ring.wide, tables }, capability)?;
     let next = (head + ring.descriptor_bytes()) % ring.len_bytes;
     file.set(IQH, QueueOffset::new_with_raw_value(next));
-    Ok(Some(Fetched { descriptor, head: at }))
+    Ok(Some(descriptor))
 }
 
 /// Stops the queue until software clears FSTS.IQE. Yields the fault event's message, if one is due.
@@ -123,15 +113,14 @@ pub fn stop(file: &mut RegisterFile, error: QueueError) -> Option<Msi> {
     fault::signal(file, FaultStatus::DEFAULT.with_iqe(true))
 }
 
-/// A function did not complete the invalidation that `fetched` asked for: stops the queue until software clears
-/// FSTS.ITE, and puts the head back. What follows, its wait among it, is not fetched; when software lets the queue
-/// go on, the function is asked again. Yields the fault event's message, if one is due.
+/// A function did not complete the invalidation of its device-TLB: stops the queue until software clears FSTS.ITE. Yields
+/// the fault event's message, if one is due.
 ///
-/// Linux looks for waits to repeat only behind the head. There are none: those were done before this began.
+/// The head stays behind the wait that was pending, which is aborted: it never reports. That is where Linux looks for
+/// waits to repeat, together with what they wait for; and the queue goes on for others when the function never answers.
 #[must_use]
-pub fn time_out(file: &mut RegisterFile, fetched: &Fetched, source: SourceId) -> Option<Msi> {
+pub fn time_out(file: &mut RegisterFile, source: SourceId) -> Option<Msi> {
     log::debug!("{source} did not complete a device-TLB invalidation");
-    file.set(IQH, fetched.head);
     let record = file.get(IQERCD);
     file.set(IQERCD, record.with_itesid(source.0));
     fault::signal(file, FaultStatus::DEFAULT.with_ite(true))

@@ -145,7 +145,7 @@ const FAULTS: [&str; 8] = [
 ];
 
 /// Programs that say in the log which case begins and ends.
-const TELLERS: [&str; 3] = ["svm-selftest: ", "iommufd-test: ", "bridge-test: "];
+const TELLERS: [&str; 4] = ["svm-selftest: ", "iommufd-test: ", "bridge-test: ", "svm-misbehaviour: "];
 
 impl KernelLog {
     /// Takes what the guest's init printed between its markers. Pure.

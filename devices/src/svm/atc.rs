@@ -3,6 +3,7 @@
 //! The cache is a set of ports, one per queue; iommu-core fills, searches and drops. What remains here is when.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use iommu_core::{
     AddressType, DeviceTlbCompletion, DeviceTlbInvalidation, Dma, Fault, PageRequest, PageRequestOutcome,
@@ -16,6 +17,8 @@ use super::stats::Counters;
 #[derive(Default)]
 pub struct DeviceTlb {
     ports: PortSet,
+    /// Hits that do not count any more.
+    forgotten: AtomicU64,
 }
 
 impl DeviceTlb {
@@ -28,6 +31,17 @@ impl DeviceTlb {
     /// Drops everything: ATS or PASID was switched, or the function is reset.
     pub fn flush(&self) {
         self.ports.clear();
+    }
+
+    /// Accesses served since the function was reset. Waits for open sessions.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        self.ports.looked_up().hits.wrapping_sub(self.forgotten.load(Ordering::Relaxed))
+    }
+
+    /// Hits count from 0 again.
+    pub fn forget_hits(&self) {
+        self.forgotten.store(self.ports.looked_up().hits, Ordering::Relaxed);
     }
 
     /// Translations held.

@@ -1,8 +1,8 @@
 //! From a descriptor to an operation (section 3.1). Pure and total: any 64 bytes are one or the other.
 
-use iommu_core::Iova;
+use iommu_core::{Access, Iova};
 
-use super::spec::{Descriptor, DescriptorFlags, MAX_TRANSFER_BYTES, Opcode, Record};
+use super::spec::{BATCH_LOG2, Descriptor, DescriptorFlags, MAX_TRANSFER_BYTES, Opcode, Record};
 
 /// A run of bytes: `start + length` does not exceed 2^64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +22,13 @@ impl Span {
         fits.then_some(Self { start, length })
     }
 
+    /// The last address of the run, if `address` lies in it.
+    #[must_use]
+    pub fn last_after(&self, address: u64) -> Option<u64> {
+        let last = self.at(self.length.checked_sub(1)?);
+        (self.start..=last).contains(&address).then_some(last)
+    }
+
     /// The address `offset` bytes on; `offset` is less than the length.
     #[must_use]
     pub fn at(&self, offset: u64) -> u64 {
@@ -35,7 +42,55 @@ impl Span {
     }
 }
 
-/// What is to be done. The spans of one operation have the same length.
+/// What a descriptor asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// An operation on memory.
+    Operate(Operation),
+    /// The descriptors of an array.
+    Batch(Batch),
+    /// To tell how the ones before ended.
+    Drain,
+    /// To see that pages are there.
+    Prefetch {
+        /// These pages.
+        span: Span,
+        /// For this.
+        access: Access,
+    },
+}
+
+/// An array of descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    first: u64,
+    /// How many.
+    pub count: u64,
+}
+
+impl Batch {
+    fn new(first: u64, count: u64) -> Option<Self> {
+        const BYTES: u64 = size_of::<Descriptor>() as u64;
+        let fits = count <= 1 << BATCH_LOG2
+            && first.is_multiple_of(BYTES)
+            && first.checked_add((count * BYTES).saturating_sub(1)).is_some();
+        fits.then_some(Self { first, count })
+    }
+
+    /// Where a descriptor stands; `index` is less than the count.
+    #[must_use]
+    pub fn at(&self, index: u64) -> Iova {
+        Iova(self.first.wrapping_add(index * size_of::<Descriptor>() as u64))
+    }
+
+    /// The last address of the array.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.at(self.count).0.wrapping_sub(1)
+    }
+}
+
+/// What is to be done with memory. The spans of one operation have the same length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Nothing.
@@ -88,6 +143,10 @@ pub struct Header {
     pub interrupt: bool,
     /// Missing pages are to be asked for.
     pub block: bool,
+    /// So many more may be asked for with one.
+    pub ahead: u8,
+    /// It depends on the ones before.
+    pub fence: bool,
 }
 
 /// Not a descriptor.
@@ -104,6 +163,8 @@ impl Descriptor {
             record: flags.record().then(|| Iova(self.record.get())),
             interrupt: flags.interrupt(),
             block: flags.block(),
+            ahead: self.ahead,
+            fence: flags.fence(),
         }
     }
 
@@ -111,12 +172,41 @@ impl Descriptor {
     ///
     /// # Errors
     /// The descriptor is invalid; no memory may be touched.
-    pub fn operation(&self) -> Result<Operation, Invalid> {
+    pub fn work(&self) -> Result<Work, Invalid> {
         self.check_common()?;
+        let length = self.length.get();
+        let source = self.source.get();
+        match Opcode::from_raw(self.opcode).ok_or(Invalid)? {
+            Opcode::Batch => Batch::new(source, length).map(Work::Batch).ok_or(Invalid),
+            Opcode::Drain => Ok(Work::Drain),
+            Opcode::Prefetch => {
+                let access = match self.operand.get() {
+                    0 => Access::Read,
+                    1 => Access::Write,
+                    _ => return Err(Invalid),
+                };
+                Ok(Work::Prefetch { span: Span::new(source, length).ok_or(Invalid)?, access })
+            }
+            opcode => self.operation_of(opcode).map(Work::Operate),
+        }
+    }
+
+    /// The operation on memory that it is.
+    ///
+    /// # Errors
+    /// It is invalid, or none.
+    pub fn operation(&self) -> Result<Operation, Invalid> {
+        match self.work()? {
+            Work::Operate(operation) => Ok(operation),
+            _ => Err(Invalid),
+        }
+    }
+
+    fn operation_of(&self, opcode: Opcode) -> Result<Operation, Invalid> {
         let length = self.length.get();
         let source = || Span::new(self.source.get(), length).ok_or(Invalid);
         let destination = || Span::new(self.destination.get(), length).ok_or(Invalid);
-        Ok(match Opcode::from_raw(self.opcode).ok_or(Invalid)? {
+        Ok(match opcode {
             Opcode::Nop => Operation::Nop,
             Opcode::Copy => Operation::Copy { source: source()?, destination: destination()? },
             Opcode::Fill => {
@@ -185,11 +275,44 @@ mod tests {
     }
 
     #[test]
+    fn validity_of_what_is_no_operation() {
+        let top = u64::MAX;
+        let batch = Descriptor { opcode: 6, source: 0x1000.into(), ..copy(8) };
+        let prefetch = Descriptor { opcode: 8, ..copy(0x5000) };
+        let rows = [
+            ("batch", batch, true),
+            ("batch of none", Descriptor { length: 0.into(), ..batch }, true),
+            ("largest batch", Descriptor { length: 1024.into(), ..batch }, true),
+            ("too large a batch", Descriptor { length: 1025.into(), ..batch }, false),
+            ("endless batch", Descriptor { length: top.into(), ..batch }, false),
+            ("batch out of line", Descriptor { source: 0x1020.into(), ..batch }, false),
+            ("batch at the top", Descriptor { source: (top - 511).into(), ..batch }, true),
+            ("batch that wraps", Descriptor { source: (top - 447).into(), ..batch }, false),
+            ("drain", Descriptor { opcode: 7, ..copy(top) }, true),
+            ("prefetch", prefetch, true),
+            ("prefetch for writing", Descriptor { operand: 1.into(), ..prefetch }, true),
+            ("prefetch for more", Descriptor { operand: 2.into(), ..prefetch }, false),
+            ("prefetch that wraps", Descriptor { source: (top - 5).into(), ..prefetch }, false),
+        ];
+        for (name, descriptor, expected) in rows {
+            assert_eq!(descriptor.work().is_ok(), expected, "{name}");
+            assert!(descriptor.operation().is_err(), "{name}");
+        }
+    }
+
+    #[test]
     fn header_of_an_invalid_descriptor_is_known() {
-        let descriptor =
-            Descriptor { opcode: 99, flags: 0xff, tag: 7.into(), record: 3.into(), ..Default::default() };
+        let descriptor = Descriptor {
+            opcode: 99,
+            flags: 0xff,
+            tag: 7.into(),
+            record: 3.into(),
+            ahead: 9,
+            ..Default::default()
+        };
         assert_eq!(descriptor.operation(), Err(Invalid));
-        let header = Header { tag: 7, record: Some(Iova(3)), interrupt: true, block: true };
+        let header =
+            Header { tag: 7, record: Some(Iova(3)), interrupt: true, block: true, ahead: 9, fence: true };
         assert_eq!(descriptor.header(), header);
     }
 }

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, PageResponse};
 
 use super::atc::DeviceTlb;
+use super::command::{Commands, Ended};
+use super::engines::Engines;
 use super::misbehaviour::{Kind, Misbehaviour, Plan};
+use super::portal::{Portal, Window, windows};
 use super::pri::PageRequests;
 use super::queue::Queue;
-use super::spec::{Caps, GlobalStatus};
-use super::staging::Staging;
+use super::spec::{BATCH_LOG2, Caps, GROUP_PAGES, GlobalStatus, Limits, WINDOWS};
 use super::stats::{Clock, Counters, Timeline};
 
 /// How the endpoint is built.
@@ -25,13 +27,15 @@ pub struct SvmConfig {
     pub ats: bool,
     /// The function has PRI; of no effect without ATS.
     pub pri: bool,
+    /// Number of engines, 1 to [`MAX_ENGINES`](super::spec::MAX_ENGINES).
+    pub engines: u8,
     /// What it does wrong from power-on on.
     pub misbehaviour: Plan,
 }
 
 impl Default for SvmConfig {
     fn default() -> Self {
-        Self { queues: 8, depth_log2: 6, ats: true, pri: true, misbehaviour: Plan::default() }
+        Self { queues: 8, depth_log2: 6, ats: true, pri: true, engines: 8, misbehaviour: Plan::default() }
     }
 }
 
@@ -44,6 +48,16 @@ impl SvmConfig {
             .with_depth(self.depth_log2)
             .with_ats(self.ats)
             .with_pri(self.ats && self.pri)
+    }
+
+    /// LIMITS.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits::DEFAULT
+            .with_engines(self.engines)
+            .with_windows(WINDOWS)
+            .with_group(GROUP_PAGES)
+            .with_batch(BATCH_LOG2)
     }
 }
 
@@ -65,8 +79,14 @@ pub struct Device {
     pub config: SvmConfig,
     /// Queues.
     pub queues: Vec<Queue>,
-    /// The portals' staging areas, one per queue.
-    pub staging: Vec<Staging>,
+    /// Portals, one per queue.
+    pub portals: Vec<Portal>,
+    /// Windows.
+    pub windows: Vec<Window>,
+    /// Engines.
+    pub engines: Engines,
+    /// Commands.
+    pub commands: Commands,
     /// Counters.
     pub counters: Arc<Counters>,
     /// Timeline.
@@ -94,7 +114,10 @@ impl Device {
         Self {
             config,
             queues: (0..config.queues).map(|number| Queue::new(number, config.depth_log2)).collect(),
-            staging: (0..config.queues).map(|_| Staging::default()).collect(),
+            portals: (0..config.queues).map(|_| Portal::default()).collect(),
+            windows: windows(),
+            engines: Engines::new(config.engines),
+            commands: Commands::default(),
             counters: Arc::default(),
             timeline: Timeline::default(),
             clock,
@@ -147,15 +170,17 @@ impl Device {
         self.switch(|status| status.with_pasid(on));
     }
 
-    /// PRI was disabled.
+    /// PRI was disabled. On return no page request is made any more.
     pub fn disable_pri(&self) {
         self.pri.disable();
+        self.drain();
         self.tell_if_stopped();
     }
 
-    /// PRI was reset, which it can be only while it is disabled.
+    /// PRI was reset, which it can be only while it is disabled. On return no page request is made any more.
     pub fn reset_pri(&self) {
         self.pri.reset();
+        self.drain();
         self.tell_if_stopped();
     }
 
@@ -174,6 +199,9 @@ impl Device {
 
     /// CTRL.RESET.
     pub fn reset(&self) {
+        for window in &self.windows {
+            window.disable();
+        }
         for queue in &self.queues {
             queue.disable();
         }
@@ -196,14 +224,35 @@ impl Device {
         self.pri.reset();
         self.switch(|_| GlobalStatus::DEFAULT);
         self.device_tlb.flush();
-        for staging in &self.staging {
-            staging.clear();
-        }
+        self.device_tlb.forget_hits();
+        self.portals.iter().for_each(Portal::clear);
+        self.windows.iter().for_each(Window::clear);
+        self.engines.use_only(self.engines.count());
+        self.commands.clear();
         for queue in &self.queues {
             queue.clear_counters();
         }
         self.counters.clear();
         self.timeline.clear();
+    }
+
+    /// COMMAND is written.
+    pub fn start_command(&self, value: u32) {
+        self.tell_of_command(self.commands.start(value, &self.queues));
+        // What is aborted may wait for a page.
+        self.pri.wake();
+        self.look_at_command();
+    }
+
+    /// A descriptor has ended: perhaps the command under way has, too.
+    pub fn look_at_command(&self) {
+        self.tell_of_command(self.commands.progress(&self.queues));
+    }
+
+    fn tell_of_command(&self, ended: Option<Ended>) {
+        if ended.is_some_and(|ended| ended.interrupt) {
+            self.pci.interrupt(0);
+        }
     }
 
     /// The function goes away: workers end. The caller joins them.

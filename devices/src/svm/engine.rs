@@ -90,6 +90,21 @@ impl Engine {
         }
     }
 
+    /// The last address that will be accessed as `address` is, which is the next such one.
+    #[must_use]
+    pub fn last_after(&self, address: Iova, access: Access) -> Iova {
+        let last = match self.operation {
+            Operation::Copy { destination, .. } if access.is_write() => destination.last_after(address.0),
+            Operation::Copy { source, .. } | Operation::Crc32c { source, .. } => source.last_after(address.0),
+            Operation::Fill { destination, .. } => destination.last_after(address.0),
+            Operation::Compare { source, destination } => {
+                source.last_after(address.0).or_else(|| destination.last_after(address.0))
+            }
+            Operation::Nop | Operation::Chase { .. } => None,
+        };
+        last.map_or(address, Iova)
+    }
+
     /// Goes on.
     pub fn step<M: GuestMemoryBackend>(&mut self, session: &Session<'_, M>) -> Step {
         if self.next_access().is_none() {

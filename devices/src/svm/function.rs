@@ -11,7 +11,7 @@ use super::atc::CountingTranslator;
 use super::device::{Device, PciSide, SvmConfig};
 use super::misbehaviour::registers::{WAY_BACK, brings_back};
 use super::regs;
-use super::spec::{BAR0_BYTES, BAR1_BYTES, DEPTH_LOG2, MAX_QUEUES, PAGE_REQUEST_CAPACITY};
+use super::spec::{BAR0_BYTES, BAR1_BYTES, DEPTH_LOG2, MAX_ENGINES, MAX_QUEUES, PAGE_REQUEST_CAPACITY};
 use super::worker::Worker;
 use crate::pci::{
     AtsSpec, BarSpec, DecodedBars, ExpressSpec, FunctionBase, FunctionEvent, FunctionSpec, Identity,
@@ -32,6 +32,9 @@ pub enum SvmError {
     /// Depth of the queues.
     #[error("queue depth 2^{0} asked for; 2^{min} to 2^{max} are possible", min = DEPTH_LOG2.start(), max = DEPTH_LOG2.end())]
     Depth(u8),
+    /// Number of engines.
+    #[error("{0} engines asked for; 1 to {MAX_ENGINES} are possible")]
+    Engines(u8),
     /// The PCI side.
     #[error("PCI function")]
     Pci(#[from] SpecError),
@@ -76,6 +79,9 @@ impl<M: GuestMemoryBackend + Clone + Send + 'static> SvmFunction<M> {
         }
         if !DEPTH_LOG2.contains(&config.depth_log2) {
             return Err(SvmError::Depth(config.depth_log2));
+        }
+        if !(1..=MAX_ENGINES).contains(&config.engines) {
+            return Err(SvmError::Engines(config.engines));
         }
         let base = Arc::new(FunctionBase::new(function_spec(&config), dma.source(), msi)?);
         let device = Arc::new(Device::new(config, base.clone()));

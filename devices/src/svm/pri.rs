@@ -1,17 +1,18 @@
 //! Page requests of the function (PRI, section 5): which are outstanding, and who waits for which answer.
 //!
-//! Every request is a group of its own. A group is entered before it is sent, so an answer that overtakes the
-//! call finds it. It leaves when it is answered, or when PRI is reset; a group whose descriptor was aborted
-//! stays, because its answer is still to come and its index must not be used meanwhile.
+//! Requests are made in groups; the last of a group is marked, and a group gets one answer. A group is entered before
+//! it is sent, so an answer that overtakes the call finds it. It leaves when it is answered, or when PRI is reset; a
+//! group whose descriptor was aborted stays, because its answer is still to come and its index must not be used
+//! meanwhile. An IOMMU that has no listener may answer every request of a group: the first answer counts.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use iommu_core::{GroupIndex, PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
+use iommu_core::{GroupIndex, Iova, PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::misbehaviour::{Kind, Misbehaviour, STRAY_GROUP};
-use super::spec::PAGE_REQUEST_CAPACITY;
+use super::spec::{GROUP_PAGES, PAGE_REQUEST_CAPACITY};
 use super::stats::{Clock, Counters, Times};
 
 /// What became of a page request.
@@ -46,8 +47,11 @@ const EXCESS_LIMIT: usize = 256;
 
 struct Group {
     request: PageRequest,
+    /// Requests of the group, each of which takes a credit.
+    pages: usize,
     /// Tells groups apart that had the same index before and after a reset.
     serial: u64,
+    sent: u64,
     answer: Option<ResponseCode>,
     answered: u64,
     /// Nobody waits for the answer any more.
@@ -72,11 +76,13 @@ impl State {
 
     /// Page requests without an answer.
     fn outstanding(&self) -> usize {
-        self.strays + self.groups.iter().filter(|group| group.answer.is_none()).count()
+        let groups = self.groups.iter().filter(|group| group.answer.is_none());
+        self.strays + groups.map(|group| group.pages).sum::<usize>()
     }
 
-    fn has_credit(&self) -> bool {
-        self.outstanding() < self.allocation.min(PAGE_REQUEST_CAPACITY) as usize
+    /// Page requests that may be made now.
+    fn credits(&self) -> usize {
+        (self.allocation.min(PAGE_REQUEST_CAPACITY) as usize).saturating_sub(self.outstanding())
     }
 
     /// Whether there is an index for one more even if credits are not kept.
@@ -88,26 +94,61 @@ impl State {
         !self.enabled && self.outstanding() == 0
     }
 
-    /// Enters a group under an index that no outstanding group has. Fewer are outstanding than indices exist.
-    fn enter(&mut self, mut request: PageRequest) -> (PageRequest, u64) {
+    /// Enters a group under an index that no outstanding group has, for as many of `pages` as there are credits, at
+    /// least one. Fewer are outstanding than indices exist.
+    fn enter(&mut self, template: &PageRequest, pages: &[Iova], sent: u64) -> (Vec<PageRequest>, u64) {
         let taken = |groups: &[Group], index| {
             index == STRAY_GROUP || groups.iter().any(|group| group.request.group == index)
         };
         while taken(&self.groups, GroupIndex::truncate(self.next_index)) {
             self.next_index = self.next_index.wrapping_add(1);
         }
-        request.group = GroupIndex::truncate(self.next_index);
+        let group = GroupIndex::truncate(self.next_index);
         self.next_index = self.next_index.wrapping_add(1);
         self.next_serial += 1;
         let serial = self.next_serial;
-        self.groups.push(Group { request, serial, answer: None, answered: 0, orphan: false });
-        (request, serial)
+        let most = self.credits().clamp(1, GROUP_PAGES.into());
+        let pages = &pages[..pages.len().min(most)];
+        let request = |(number, address): (usize, &Iova)| PageRequest {
+            address: *address,
+            last: number + 1 == pages.len(),
+            group,
+            ..*template
+        };
+        let requests = pages.iter().enumerate().map(request).collect();
+        let request = PageRequest { group, ..*template };
+        let pages = pages.len();
+        self.groups.push(Group { request, pages, serial, sent, answer: None, answered: 0, orphan: false });
+        (requests, serial)
     }
 
     fn position(&self, serial: u64) -> Option<usize> {
         self.groups.iter().position(|group| group.serial == serial)
     }
+
+    fn forget(&mut self, serial: u64) {
+        if let Some(at) = self.position(serial) {
+            self.groups.swap_remove(at);
+        }
+    }
 }
+
+/// A group that is wanted: its pages, and what its requests have in common. The group index is chosen when it is
+/// entered.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish<'a> {
+    /// Pages, the one that is needed first.
+    pub pages: &'a [Iova],
+    /// What all requests say.
+    pub template: PageRequest,
+}
+
+/// Hands a group to the IOMMU and returns the outcome of its last request, or `None` if it must not be sent any more.
+/// Called at most once, without a lock of this module. What it is given tells whether the group is still entered; to
+/// be asked after entering the queue's gate.
+pub trait Transmit: FnOnce(&[PageRequest], &dyn Fn() -> bool) -> Option<PageRequestOutcome> {}
+
+impl<F: FnOnce(&[PageRequest], &dyn Fn() -> bool) -> Option<PageRequestOutcome>> Transmit for F {}
 
 /// The page requests of one function.
 #[derive(Default)]
@@ -174,19 +215,17 @@ impl PageRequests {
         self.changed.notify_all();
     }
 
-    /// Makes a page request and waits for its answer. The group index of `request` is chosen here.
-    ///
-    /// `send` hands it to the IOMMU, or returns `None` if it must not any more; it is called at most once, without
-    /// a lock of this module. `cancelled` is asked again after every [`Self::wake`], with the lock held.
+    /// Makes page requests of one group and waits for their answer: for as many pages of `wish` as there are
+    /// credits, at least one. `cancelled` is asked again after every [`Self::wake`], with the lock held.
     pub fn request(
         &self,
-        request: PageRequest,
-        send: impl FnOnce(&PageRequest) -> Option<PageRequestOutcome>,
+        wish: Wish<'_>,
+        send: impl Transmit,
         cancelled: impl Fn() -> bool,
         times: &mut Times,
     ) -> Answer {
         let mut state = self.state.lock();
-        while state.usable() && !state.has_credit() && !cancelled() {
+        while state.usable() && state.credits() == 0 && !cancelled() {
             if state.has_index() && self.misbehaviour.happens(Kind::ExcessRequest).is_some() {
                 break;
             }
@@ -198,29 +237,56 @@ impl PageRequests {
         if !state.usable() {
             return Answer::Unavailable;
         }
-        let (request, serial) = state.enter(request);
+        times.sent = self.clock.now();
+        let (requests, serial) = state.enter(&wish.template, wish.pages, times.sent);
         drop(state);
 
-        times.sent = self.clock.now();
-        let outcome = send(&request);
+        let outcome = send(&requests, &|| self.entered(serial));
         times.queued = self.clock.now();
 
         let mut state = self.state.lock();
-        match outcome {
-            Some(PageRequestOutcome::Queued) => self.wait(state, serial, cancelled, times),
-            settled => {
-                if let Some(at) = state.position(serial) {
-                    state.groups.swap_remove(at);
-                    self.changed.notify_all();
-                }
-                times.response = times.queued;
-                match settled {
-                    Some(PageRequestOutcome::Answered(code)) => self.judge(&mut state, code, true),
-                    None => Answer::Cancelled,
-                    Some(_) => Answer::Unavailable,
-                }
-            }
+        if outcome == Some(PageRequestOutcome::Queued) {
+            return self.wait(state, serial, cancelled, times);
         }
+        state.forget(serial);
+        self.changed.notify_all();
+        times.response = times.queued;
+        match outcome {
+            Some(PageRequestOutcome::Answered(code)) => self.judge(&mut state, code, true),
+            // PRI went off, or the descriptor is not wanted.
+            None if cancelled() || state.usable() => Answer::Cancelled,
+            None | Some(_) => Answer::Unavailable,
+        }
+    }
+
+    /// Makes page requests of one group, as many as can be made without waiting, perhaps none, and leaves their answer
+    /// to whom it may concern.
+    pub fn request_without_waiting(&self, wish: Wish<'_>, send: impl Transmit) {
+        let mut state = self.state.lock();
+        if !state.usable() || state.credits() == 0 || wish.pages.is_empty() {
+            return;
+        }
+        let (requests, serial) = state.enter(&wish.template, wish.pages, self.clock.now());
+        if let Some(group) = state.groups.last_mut() {
+            group.orphan = true;
+        }
+        drop(state);
+        let outcome = send(&requests, &|| self.entered(serial));
+        if outcome == Some(PageRequestOutcome::Queued) {
+            return;
+        }
+        let mut state = self.state.lock();
+        state.forget(serial);
+        if let Some(PageRequestOutcome::Answered(code)) = outcome {
+            self.judge(&mut state, code, true);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Whether a group is neither answered nor forgotten, and PRI is on.
+    fn entered(&self, serial: u64) -> bool {
+        let state = self.state.lock();
+        state.enabled && state.position(serial).is_some()
     }
 
     fn wait(
@@ -279,6 +345,7 @@ impl PageRequests {
         };
         group.answer = Some(response.code);
         group.answered = self.clock.now();
+        counters.answered.note(Duration::from_nanos(group.answered.saturating_sub(group.sent)));
         count(response.code, counters);
         state.groups.retain(|group| !(group.orphan && group.answer.is_some()));
         let failure = response.code == ResponseCode::Failure;

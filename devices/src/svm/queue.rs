@@ -1,7 +1,8 @@
 //! A queue: its ring, its registers, and what disable and reset do to it (sections 2.2, 3 and 8).
 //!
 //! Disable and reset never touch a descriptor themselves. They raise the number below which descriptors are
-//! to be aborted or dropped, and wake the worker; it finds out the next time it looks.
+//! to be aborted or dropped, and wake the worker; it finds out the next time it looks. An abort by command marks
+//! the descriptors it means, one by one, since others stay.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use iommu_core::Pasid;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-use super::spec::{Descriptor, IrqRegister, PasidRegister, QueueStatus};
+use super::spec::{Descriptor, IrqRegister, OutcomeCode, PasidRegister, PriorityRegister, QueueStatus};
 use super::stats::Counter;
 
 /// A descriptor with what held when it was submitted.
@@ -17,9 +18,47 @@ use super::stats::Counter;
 pub struct Job {
     /// As submitted.
     pub descriptor: Descriptor,
-    /// The queue's PASID.
+    /// The queue's or window's PASID.
     pub pasid: Option<Pasid>,
+    /// Where it was submitted: 0 the portal, else window `page - 1`.
+    pub page: usize,
+    /// Differs after the queue or the window was enabled anew.
+    pub binding: (u64, u64),
+    /// Counts from 1 in its queue.
+    number: u64,
     epoch: u64,
+    /// A command aborted it while it was queued.
+    aborted: bool,
+}
+
+/// The page through which a descriptor comes.
+#[derive(Clone, Copy, Debug)]
+pub enum Via {
+    /// The queue's portal.
+    Portal,
+    /// A window.
+    Window {
+        /// Its number.
+        number: usize,
+        /// Its PASID register.
+        pasid: u32,
+        /// Counts how often it was enabled.
+        generation: u64,
+    },
+}
+
+/// Which descriptors are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Selection {
+    /// All of this queue.
+    Queue(u8),
+    /// Those with this PASID, of every queue.
+    Pasid(Pasid),
+}
+
+fn pasid_of(register: u32) -> Option<Pasid> {
+    let register = PasidRegister::new_with_raw_value(register);
+    register.valid().then(|| Pasid::truncate(register.pasid().value()))
 }
 
 /// What is to become of a job.
@@ -36,12 +75,19 @@ pub enum Fate {
 #[derive(Default)]
 struct State {
     enabled: bool,
+    shared: bool,
     exiting: bool,
     pasid: u32,
     irq: u32,
     ring: VecDeque<Job>,
     worker: WorkerState,
+    /// Number and PASID of the job that the worker has.
+    running: Option<(u64, Option<Pasid>)>,
     epoch: u64,
+    /// Number of the last job taken in.
+    submitted: u64,
+    /// Jobs up to this number have ended.
+    finished: u64,
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -75,6 +121,8 @@ pub struct QueueCounters {
     pub page_requests: Counter,
     /// Address of the last record lost.
     pub record_lost: Counter,
+    /// Bytes completed.
+    pub bytes: Counter,
 }
 
 /// The permission to touch memory or to make a page request. Never held while waiting.
@@ -91,11 +139,13 @@ pub struct Queue {
     abort_below: AtomicU64,
     /// Jobs with a smaller epoch are dropped.
     drop_below: AtomicU64,
+    /// The number of a job that was aborted by command while the worker had it.
+    abort_running: AtomicU64,
+    priority: AtomicU32,
     /// The job at work waits for a page response.
     pub waiting: AtomicBool,
     /// Counters.
     pub counters: QueueCounters,
-    dropped: AtomicU32,
 }
 
 impl Queue {
@@ -110,9 +160,10 @@ impl Queue {
             gate: Mutex::default(),
             abort_below: AtomicU64::new(0),
             drop_below: AtomicU64::new(0),
+            abort_running: AtomicU64::new(0),
+            priority: AtomicU32::new(0),
             waiting: AtomicBool::new(false),
             counters: QueueCounters::default(),
-            dropped: AtomicU32::new(0),
         }
     }
 
@@ -122,19 +173,56 @@ impl Queue {
         self.number
     }
 
-    /// Takes a descriptor. `false`: full or disabled, and counted.
-    pub fn submit(&self, descriptor: Descriptor) -> bool {
+    /// Takes a descriptor, or says why not.
+    pub fn submit(&self, descriptor: Descriptor, via: Via) -> OutcomeCode {
         let mut state = self.state.lock();
-        if !state.enabled || state.occupancy() >= self.depth {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-            return false;
+        let (pasid, page, generation) = match via {
+            Via::Portal => (state.pasid, 0, 0),
+            Via::Window { number, pasid, generation } => (pasid, number + 1, generation),
+        };
+        if !state.enabled || state.shared != (page > 0) {
+            return OutcomeCode::Disabled;
         }
-        let pasid = PasidRegister::new_with_raw_value(state.pasid);
-        let pasid = pasid.valid().then(|| Pasid::truncate(pasid.pasid().value()));
-        let epoch = state.epoch;
-        state.ring.push_back(Job { descriptor, pasid, epoch });
+        if state.occupancy() >= self.depth {
+            return OutcomeCode::Full;
+        }
+        state.submitted += 1;
+        let (number, epoch) = (state.submitted, state.epoch);
+        let binding = (epoch, generation);
+        let pasid = pasid_of(pasid);
+        state.ring.push_back(Job { descriptor, pasid, page, binding, number, epoch, aborted: false });
         self.work.notify_one();
-        true
+        OutcomeCode::Accepted
+    }
+
+    /// The last of the descriptors meant that has not ended: when [`Self::finished_up_to`] has reached its number, all of
+    /// them have. With `abort` they end as aborted; the caller wakes who waits for a page response.
+    pub fn select(&self, selection: Selection, abort: bool) -> u64 {
+        let mut state = self.state.lock();
+        let meant = |pasid: Option<Pasid>| match selection {
+            Selection::Queue(number) => number == self.number,
+            Selection::Pasid(wanted) => pasid == Some(wanted),
+        };
+        let mut last = 0;
+        if let Some((number, pasid)) = state.running
+            && meant(pasid)
+        {
+            last = number;
+            if abort {
+                self.abort_running.store(number, Ordering::Release);
+            }
+        }
+        for job in state.ring.iter_mut().filter(|job| meant(job.pasid)) {
+            last = job.number;
+            job.aborted |= abort;
+        }
+        last
+    }
+
+    /// All jobs up to this number have ended, record and interrupt included.
+    #[must_use]
+    pub fn finished_up_to(&self) -> u64 {
+        self.state.lock().finished
     }
 
     /// The next job, as soon as there is one. `None`: the worker is to end.
@@ -146,6 +234,7 @@ impl Queue {
             }
             if let Some(job) = state.ring.pop_front() {
                 state.worker = WorkerState::Running;
+                state.running = Some((job.number, job.pasid));
                 return Some(job);
             }
             self.work.wait(&mut state);
@@ -159,7 +248,11 @@ impl Queue {
 
     /// The job that [`Self::next`] returned has ended, record and interrupt included.
     pub fn finished(&self) {
-        self.state.lock().worker = WorkerState::Idle;
+        let mut state = self.state.lock();
+        state.worker = WorkerState::Idle;
+        if let Some((number, _)) = state.running.take() {
+            state.finished = number;
+        }
     }
 
     /// What is to become of a job now. It may get worse at any moment. Who looks inside the gate and then acts
@@ -168,7 +261,10 @@ impl Queue {
     pub fn fate(&self, job: &Job) -> Fate {
         if job.epoch < self.drop_below.load(Ordering::Acquire) {
             Fate::Drop
-        } else if job.epoch < self.abort_below.load(Ordering::Acquire) {
+        } else if job.epoch < self.abort_below.load(Ordering::Acquire)
+            || job.aborted
+            || job.number == self.abort_running.load(Ordering::Acquire)
+        {
             Fate::Abort
         } else {
             Fate::Go
@@ -191,16 +287,20 @@ impl Queue {
         self.state.lock().enabled
     }
 
-    /// ENABLE 0 to 1; no effect if it is enabled.
-    pub fn enable(&self) {
-        self.state.lock().enabled = true;
+    /// ENABLE 0 to 1, with SHARED; no effect if it is enabled.
+    pub fn enable(&self, shared: bool) {
+        let mut state = self.state.lock();
+        if !state.enabled {
+            state.enabled = true;
+            state.shared = shared;
+        }
     }
 
     /// ENABLE 1 to 0: jobs end as aborted. The caller wakes who waits for a page response.
     pub fn disable(&self) {
         let mut state = self.state.lock();
         if state.enabled {
-            state.enabled = false;
+            (state.enabled, state.shared) = (false, false);
             self.end_epoch(&mut state, &[&self.abort_below]);
         }
     }
@@ -210,18 +310,18 @@ impl Queue {
     pub fn reset(&self) {
         let mut state = self.state.lock();
         state.ring.clear();
-        state.enabled = false;
+        (state.enabled, state.shared) = (false, false);
         (state.pasid, state.irq) = (0, 0);
+        self.priority.store(0, Ordering::Relaxed);
         self.end_epoch(&mut state, &[&self.abort_below, &self.drop_below]);
     }
 
     /// All counters to 0. After a reset and a drain nothing of before counts any more.
     pub fn clear_counters(&self) {
-        let QueueCounters { completed, faulted, page_requests, record_lost } = &self.counters;
-        for counter in [completed, faulted, page_requests, record_lost] {
+        let QueueCounters { completed, faulted, page_requests, record_lost, bytes } = &self.counters;
+        for counter in [completed, faulted, page_requests, record_lost, bytes] {
             counter.set(0);
         }
-        self.dropped.store(0, Ordering::Relaxed);
     }
 
     /// Tells the worker to end. The caller wakes who waits for a page response.
@@ -249,6 +349,7 @@ impl Queue {
             .with_enabled(state.enabled)
             .with_active(state.active())
             .with_waiting(self.waiting.load(Ordering::Relaxed))
+            .with_shared(state.shared)
     }
 
     /// Descriptors in it, the one at work included.
@@ -258,18 +359,24 @@ impl Queue {
         u32::try_from(self.state.lock().occupancy()).unwrap_or(u32::MAX)
     }
 
-    /// Descriptors that can be submitted.
+    /// Descriptors that can be submitted through the portal, or through windows if `shared`.
     #[must_use]
-    pub fn free(&self) -> u32 {
+    pub fn free(&self, shared: bool) -> u32 {
         let state = self.state.lock();
-        let free = if state.enabled { self.depth.saturating_sub(state.occupancy()) } else { 0 };
+        let open = state.enabled && state.shared == shared;
+        let free = if open { self.depth.saturating_sub(state.occupancy()) } else { 0 };
         u32::try_from(free).unwrap_or(u32::MAX)
     }
 
-    /// Submissions dropped.
+    /// PRIORITY register.
     #[must_use]
-    pub fn dropped(&self) -> u32 {
-        self.dropped.load(Ordering::Relaxed)
+    pub fn priority(&self) -> u32 {
+        self.priority.load(Ordering::Relaxed)
+    }
+
+    /// Writes the PRIORITY register.
+    pub fn set_priority(&self, value: u32) {
+        self.priority.store(value & PriorityRegister::WRITABLE, Ordering::Relaxed);
     }
 
     /// PASID register.

@@ -5,30 +5,33 @@
 
 use super::device::Device;
 use super::misbehaviour::registers as misbehaviour;
-use super::queue::Queue;
+use super::portal::{Portal, Window, merge};
+use super::queue::{Queue, Via};
 use super::spec::{
-    CONTROL_PAGES, GlobalControl, MAX_TRANSFER_BYTES, PAGE_BYTES, PORTAL_PAGES, QueueControl, control,
-    global, portal,
+    CONTROL_PAGES, Descriptor, GlobalControl, MAX_TRANSFER_BYTES, OutcomeCode, PAGE_BYTES, PORTAL_PAGES,
+    QueueControl, WINDOW_PAGES, control, global, portal,
 };
-use super::staging::merge;
 
 /// Which page of BAR0 an offset lies in.
 enum Page {
     Global,
     Control(usize),
     Portal(usize),
+    Window(usize),
     Empty,
 }
 
 fn page(device: &Device, offset: u64) -> Page {
-    let queue = |first: u64| {
+    let number = |first: u64, count: usize| {
         let number = (offset.checked_sub(first)?) / PAGE_BYTES;
-        usize::try_from(number).ok().filter(|&number| number < device.queues.len())
+        usize::try_from(number).ok().filter(|&number| number < count)
     };
+    let queue = |first: u64| number(first, device.queues.len());
     match offset {
         0..PAGE_BYTES => Page::Global,
         CONTROL_PAGES..PORTAL_PAGES => queue(CONTROL_PAGES).map_or(Page::Empty, Page::Control),
-        _ => queue(PORTAL_PAGES).map_or(Page::Empty, Page::Portal),
+        PORTAL_PAGES..WINDOW_PAGES => queue(PORTAL_PAGES).map_or(Page::Empty, Page::Portal),
+        _ => number(WINDOW_PAGES, device.windows.len()).map_or(Page::Empty, Page::Window),
     }
 }
 
@@ -52,10 +55,13 @@ fn read_block(device: &Device, offset: u64) -> u64 {
     match page(device, offset) {
         Page::Global => read_global(device, register, pair),
         Page::Control(number) => read_control(&device.queues[number], register, pair),
-        Page::Portal(number) => match register {
-            portal::FREE => pair(device.queues[number].free(), device.queues[number].dropped()),
-            _ => 0,
-        },
+        Page::Portal(number) => {
+            read_portal(&device.portals[number], register, || device.queues[number].free(false), pair)
+        }
+        Page::Window(number) => {
+            let window = &device.windows[number];
+            read_portal(&window.portal, register, || window.free(&device.queues), pair)
+        }
         Page::Empty => 0,
     }
 }
@@ -69,14 +75,35 @@ fn read_global(device: &Device, register: u64, pair: impl Fn(u32, u32) -> u64) -
             let mib = u32::try_from(MAX_TRANSFER_BYTES >> 20).unwrap_or(u32::MAX);
             pair(device.status().raw_value(), mib)
         }
+        global::LIMITS => pair(device.config.limits().raw_value(), device.engines.used()),
+        global::COMMAND => pair(device.commands.command(), device.commands.status()),
+        global::TRANSLATION_HITS => device.device_tlb.hits(),
         _ if misbehaviour::RANGE.contains(&register) => {
             pair(device.misbehaviour.read(register), device.misbehaviour.read(register + 4))
         }
         global::COUNTERS..global::TIMELINE => device.counters.at(index(global::COUNTERS)),
-        global::TIMELINE.. => match index(global::TIMELINE) {
+        global::TIMELINE..global::DURATIONS => match index(global::TIMELINE) {
             0 => device.clock.now(),
             index => device.timeline.at(index),
         },
+        global::DURATIONS..global::DURATIONS_END => device.counters.duration(index(global::DURATIONS)),
+        _ => window_of(device, register)
+            .filter(|(_, register)| *register == 0)
+            .map_or(0, |(window, _)| pair(window.control(), window.pasid())),
+    }
+}
+
+/// The window whose privileged registers this is one of, and the register's offset among them.
+fn window_of(device: &Device, register: u64) -> Option<(&Window, u64)> {
+    let below = register.checked_sub(global::WINDOWS)?;
+    let number = usize::try_from(below / global::WINDOW_BYTES).ok()?;
+    Some((device.windows.get(number)?, below % global::WINDOW_BYTES))
+}
+
+fn read_portal(page: &Portal, register: u64, free: impl Fn() -> u32, pair: impl Fn(u32, u32) -> u64) -> u64 {
+    match register {
+        portal::FREE => pair(free(), page.dropped()),
+        portal::OUTCOME => pair(page.outcome(), 0),
         _ => 0,
     }
 }
@@ -85,15 +112,16 @@ fn read_control(queue: &Queue, register: u64, pair: impl Fn(u32, u32) -> u64) ->
     match register {
         control::CTRL => {
             let status = queue.status();
-            let control = QueueControl::DEFAULT.with_enable(status.enabled());
+            let control = QueueControl::DEFAULT.with_enable(status.enabled()).with_shared(status.shared());
             pair(control.raw_value(), status.raw_value())
         }
         control::PASID => pair(queue.pasid(), queue.irq()),
-        control::OCCUPANCY => pair(queue.occupancy(), 0),
+        control::OCCUPANCY => pair(queue.occupancy(), queue.priority()),
         control::COMPLETED => queue.counters.completed.get(),
         control::FAULTED => queue.counters.faulted.get(),
         control::PAGE_REQUESTS => queue.counters.page_requests.get(),
         control::RECORD_LOST => queue.counters.record_lost.get(),
+        control::BYTES => queue.counters.bytes.get(),
         _ => 0,
     }
 }
@@ -133,27 +161,57 @@ impl Word {
     fn write(&self, device: &Device) -> Option<usize> {
         let register = self.offset % PAGE_BYTES;
         match page(device, self.offset) {
-            Page::Global if register == global::CTRL => {
+            Page::Control(number) => return self.write_control(device, number, register),
+            Page::Global => self.write_global(device, register),
+            Page::Portal(number) => {
+                let submit = |descriptor| device.queues[number].submit(descriptor, Via::Portal);
+                self.write_portal(device, &device.portals[number], register, submit);
+            }
+            Page::Window(number) => {
+                let window = &device.windows[number];
+                let submit = |descriptor| window.submit(number, descriptor, &device.queues);
+                self.write_portal(device, &window.portal, register, submit);
+            }
+            Page::Empty => {}
+        }
+        None
+    }
+
+    fn write_global(&self, device: &Device, register: u64) {
+        match register {
+            global::CTRL => {
                 if GlobalControl::new_with_raw_value(self.over(0)).reset() {
                     device.reset();
                 }
-                None
             }
-            Page::Global if misbehaviour::RANGE.contains(&register) => {
+            _ if misbehaviour::RANGE.contains(&register) => {
                 device.misbehaviour.write(register, self.over(device.misbehaviour.read(register)));
-                None
             }
-            Page::Control(number) => self.write_control(device, number, register),
-            Page::Portal(number) => {
-                let offset = usize::try_from(register).ok()?;
-                if let Some(descriptor) = device.staging[number].write(offset, self.value, self.mask)
-                    && !device.queues[number].submit(descriptor)
-                {
-                    device.counters.dropped.count();
-                }
-                None
+            global::ENGINES => {
+                let [engines, high @ ..] = self.over(device.engines.used()).to_le_bytes();
+                device.engines.use_only(if high == [0; 3] { engines } else { u8::MAX });
             }
-            _ => None,
+            global::COMMAND => device.start_command(self.over(device.commands.command())),
+            _ => match window_of(device, register) {
+                Some((window, 0)) => window.set_control(self.over(window.control())),
+                Some((window, 4)) => window.set_pasid(self.over(window.pasid())),
+                _ => {}
+            },
+        }
+    }
+
+    fn write_portal(
+        &self,
+        device: &Device,
+        page: &Portal,
+        register: u64,
+        submit: impl FnOnce(Descriptor) -> OutcomeCode,
+    ) {
+        let Ok(offset) = usize::try_from(register) else { return };
+        if let Some(descriptor) = page.write(offset, self.value, self.mask)
+            && page.note(submit(descriptor))
+        {
+            device.counters.dropped.count();
         }
     }
 
@@ -161,15 +219,18 @@ impl Word {
         let queue = &device.queues[number];
         match register {
             control::CTRL => {
-                let old = QueueControl::DEFAULT.with_enable(queue.enabled());
-                if QueueControl::new_with_raw_value(self.over(old.raw_value())).enable() {
-                    queue.enable();
+                let status = queue.status();
+                let old = QueueControl::DEFAULT.with_enable(status.enabled()).with_shared(status.shared());
+                let new = QueueControl::new_with_raw_value(self.over(old.raw_value()));
+                if new.enable() {
+                    queue.enable(new.shared());
                     return Some(number);
                 }
                 device.disable_queue(queue);
             }
             control::PASID => queue.set_pasid(self.over(queue.pasid())),
             control::IRQ => queue.set_irq(self.over(queue.irq())),
+            control::PRIORITY => queue.set_priority(self.over(queue.priority())),
             _ => {}
         }
         None

@@ -1,8 +1,9 @@
 //! Counters and the timeline of the global page (section 2.1).
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use iommu_core::{Durations, Percentiles};
 use parking_lot::Mutex;
 
 /// A counter that wraps. Its order with other memory means nothing.
@@ -12,7 +13,12 @@ pub struct Counter(AtomicU64);
 impl Counter {
     /// Adds one.
     pub fn count(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
+    }
+
+    /// Adds a number.
+    pub fn add(&self, number: u64) {
+        self.0.fetch_add(number, Ordering::Relaxed);
     }
 
     /// The value.
@@ -50,10 +56,16 @@ pub struct Counters {
     pub dropped: Counter,
     /// Completion records lost.
     pub records_lost: Counter,
+    /// Page request groups.
+    pub page_groups: Counter,
+    /// From a group's being sent to its response.
+    pub answered: Durations,
+    /// From a miss to the successful retry.
+    pub served: Durations,
 }
 
 impl Counters {
-    fn list(&self) -> [&Counter; 10] {
+    fn list(&self) -> [&Counter; 11] {
         [
             &self.completed,
             &self.translation_requests,
@@ -65,6 +77,7 @@ impl Counters {
             &self.untranslated_requests,
             &self.dropped,
             &self.records_lost,
+            &self.page_groups,
         ]
     }
 
@@ -79,6 +92,21 @@ impl Counters {
         for counter in self.list() {
             counter.set(0);
         }
+        self.answered.clear();
+        self.served.clear();
+    }
+
+    /// Register `index` of the durations, 0 for one that does not exist.
+    #[must_use]
+    pub fn duration(&self, index: usize) -> u64 {
+        let durations = if index < 3 { &self.answered } else { &self.served };
+        let Percentiles { count, p50_ns, p99_ns } = durations.percentiles();
+        [count, p50_ns, p99_ns].into_iter().cycle().nth(index).unwrap_or(0)
+    }
+
+    /// Notes a wait that ended well.
+    pub fn note_served(&self, times: &Times) {
+        self.served.note(Duration::from_nanos(times.retry.saturating_sub(times.miss)));
     }
 }
 

@@ -1,30 +1,26 @@
 //! The thread that works a queue off, descriptor by descriptor (sections 3 to 5).
 
+mod batch;
+mod paging;
+mod record;
+
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use arbitrary_int::u3;
-use iommu_core::{
-    Access, Completion, Dma, DmaFault, Gpa, GroupIndex, Iova, PageRequest, PageRequestOutcome, ResponseCode,
-    Session, VendorData,
-};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryBackend, Permissions};
-use zerocopy::IntoBytes;
+use iommu_core::{Access, Completion, Dma, DmaFault, Iova, Session};
+use vm_memory::GuestMemoryBackend;
 
 use super::atc::QueuePorts;
-use super::descriptor::Header;
+use super::descriptor::{Header, Operation, Work};
 use super::device::Device;
 use super::engine::{Engine, Step};
 use super::misbehaviour::Kind;
-use super::pri::{Answer, count};
 use super::queue::{Fate, Job, Queue};
-use super::spec::{FaultInfo, FaultReason, IrqRegister, Record, Status};
-use super::stats::Times;
+use super::spec::{
+    Descriptor, FaultInfo, FaultReason, HOP_BYTES, IrqRegister, PriorityRegister, Record, Status, WINDOWS,
+};
 use super::stray::{Start, Way};
-
-/// First and longest pause after an answer that the IOMMU gave because its queue overflowed.
-const BACKOFF: (Duration, Duration) = (Duration::from_micros(100), Duration::from_millis(10));
+use paging::Miss;
 
 /// How a descriptor ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,14 +33,41 @@ enum End {
     },
     Invalid,
     Aborted,
+    /// A batch of which not all succeeded.
+    Incomplete,
+    /// Not started, for one before it did not succeed.
+    Fenced,
     /// Without a trace.
     Dropped,
+}
+
+/// How a descriptor ended, and what it did until then.
+#[derive(Clone, Copy, Debug)]
+struct Outcome {
+    end: End,
+    completed: u64,
+    result: u64,
+}
+
+impl From<End> for Outcome {
+    fn from(end: End) -> Self {
+        Self { end, completed: 0, result: 0 }
+    }
 }
 
 /// Why memory was not touched.
 enum Blocked {
     Fate(Fate),
     Reason(FaultReason),
+}
+
+impl Blocked {
+    fn end(self, address: Iova, access: Access) -> End {
+        match self {
+            Self::Fate(fate) => ended(fate),
+            Self::Reason(reason) => End::Fault { address, access, reason },
+        }
+    }
 }
 
 /// What a fault calls for.
@@ -55,9 +78,19 @@ enum Remedy {
 
 /// A descriptor at work.
 struct Task<'a> {
+    /// As it was submitted. For one of a batch, the batch.
     job: &'a Job,
     header: Header,
     page_requests: u64,
+    /// It is one of a batch.
+    element: bool,
+}
+
+/// Descriptors of one portal or window that did not succeed, since it was enabled or drained.
+#[derive(Clone, Copy, Default)]
+struct Failures {
+    binding: (u64, u64),
+    count: u64,
 }
 
 /// A queue's worker.
@@ -66,13 +99,17 @@ pub struct Worker<M> {
     queue: usize,
     dma: Dma<M>,
     ports: QueuePorts<M>,
+    /// Bytes moved since an engine was asked for.
+    moved: u64,
+    /// By page, the portal first.
+    failures: [Failures; WINDOWS as usize + 1],
 }
 
 impl<M: GuestMemoryBackend + Clone> Worker<M> {
     /// The worker of the queue with this index, which exists.
     pub fn new(device: Arc<Device>, queue: usize, dma: Dma<M>) -> Self {
         let ports = QueuePorts::new(&dma, &device.device_tlb);
-        Self { device, queue, dma, ports }
+        Self { device, queue, dma, ports, moved: 0, failures: Default::default() }
     }
 
     fn queue(&self) -> &Queue {
@@ -84,26 +121,29 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         while let Some(job) = self.queue().next() {
             self.execute(&job);
             self.queue().finished();
+            self.device.look_at_command();
         }
     }
 
     fn execute(&mut self, job: &Job) {
         self.device.vanish_if_due();
-        let mut task = Task { job, header: job.descriptor.header(), page_requests: 0 };
-        let mut record = Record { tag: task.header.tag.into(), ..Record::default() };
-        let end = match (self.queue().fate(job), job.descriptor.operation()) {
-            (Fate::Go, Ok(operation)) => {
-                let mut engine = Engine::new(operation);
-                self.stray(job, engine.next_access());
-                let end = self.perform(&mut task, &mut engine);
-                record.completed = engine.completed().into();
-                record.result = engine.result().into();
-                end
-            }
-            (Fate::Go, Err(_)) => End::Invalid,
-            (fate, _) => ended(fate),
+        let mut task = Task { job, header: job.descriptor.header(), page_requests: 0, element: false };
+        let failures = self.failures(job).count;
+        let outcome = match (self.queue().fate(job), job.descriptor.work()) {
+            (Fate::Go, Err(_)) => End::Invalid.into(),
+            (Fate::Go, Ok(_)) if task.header.fence && failures > 0 => End::Fenced.into(),
+            (Fate::Go, Ok(work)) => match work {
+                Work::Batch(batch) => self.batch(&mut task, batch),
+                Work::Drain => {
+                    self.failures(job).count = 0;
+                    Outcome { result: failures, ..End::Success.into() }
+                }
+                work => self.work(&mut task, work),
+            },
+            (fate, _) => ended(fate).into(),
         };
-        self.complete(&mut task, record, end);
+        self.failures(job).count += u64::from(outcome.end != End::Success);
+        self.complete(&mut task, outcome);
     }
 
     /// What a descriptor did not ask for.
@@ -120,30 +160,64 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         }
     }
 
-    fn perform(&mut self, task: &mut Task<'_>, engine: &mut Engine) -> End {
+    fn failures(&mut self, job: &Job) -> &mut Failures {
+        let failures = &mut self.failures[job.page];
+        if failures.binding != job.binding {
+            *failures = Failures { binding: job.binding, count: 0 };
+        }
+        failures
+    }
+
+    /// What may stand in a batch, too.
+    fn work(&mut self, task: &mut Task<'_>, work: Work) -> Outcome {
+        match work {
+            Work::Operate(operation) => self.operate(task, operation),
+            Work::Prefetch { span, access } => self.prefetch(task, span, access),
+            Work::Batch(_) | Work::Drain => End::Invalid.into(),
+        }
+    }
+
+    fn operate(&mut self, task: &mut Task<'_>, operation: Operation) -> Outcome {
+        let scale = if matches!(operation, Operation::Chase { .. }) { HOP_BYTES } else { 1 };
+        let mut engine = Engine::new(operation);
+        self.stray(task.job, engine.next_access());
+        let end = self.perform(task, &mut engine, scale);
+        Outcome { end, completed: engine.completed(), result: engine.result() }
+    }
+
+    fn perform(&mut self, task: &mut Task<'_>, engine: &mut Engine, scale: u64) -> End {
         while let Some((address, access)) = engine.next_access() {
-            let (step, ats) = match self.in_session(task.job, false, |session| engine.step(session)) {
+            let before = engine.completed();
+            let done = self.in_session(task.job, false, |session| engine.step(session));
+            let bytes = (engine.completed() - before) * scale;
+            self.moved += bytes;
+            self.queue().counters.bytes.add(bytes);
+            let (step, ats) = match done {
                 Ok(result) => result,
-                Err(Blocked::Fate(fate)) => return ended(fate),
-                Err(Blocked::Reason(reason)) => return End::Fault { address, access, reason },
+                Err(blocked) => return blocked.end(address, access),
             };
             let Step::Fault { fault, access } = step else { continue };
-            let address = fault.address();
-            match remedy(&fault, ats) {
-                Remedy::Ask if task.header.block => {
-                    if let Err(end) = self.page_in(task, address, access) {
-                        return end;
-                    }
-                }
-                Remedy::Ask => return End::Fault { address, access, reason: FaultReason::NotAccessible },
-                Remedy::None(reason) => return End::Fault { address, access, reason },
+            let last = engine.last_after(fault.address(), access);
+            if let Err(end) =
+                self.resolve(task, Miss { access, last, ..Miss::of(&fault, access) }, &fault, ats)
+            {
+                return end;
             }
         }
         End::Success
     }
 
-    /// Runs `work` in a session, with the gate held, if the job and the function's switches allow. Also says
-    /// whether the session used the device-TLB. With `aborting`, an aborted job may go on.
+    /// Does about a fault what can be done. `Err`: nothing.
+    fn resolve(&mut self, task: &mut Task<'_>, miss: Miss, fault: &DmaFault, ats: bool) -> Result<(), End> {
+        match remedy(fault, ats) {
+            Remedy::Ask if task.header.block => self.page_in(task, miss),
+            Remedy::Ask => Err(miss.fault(FaultReason::NotAccessible)),
+            Remedy::None(reason) => Err(miss.fault(reason)),
+        }
+    }
+
+    /// Runs `work` in a session, with an engine and the gate held, if the job and the function's switches allow. Also
+    /// says whether the session used the device-TLB. With `aborting`, an aborted job may go on.
     fn in_session<R>(
         &mut self,
         job: &Job,
@@ -151,6 +225,9 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         work: impl FnOnce(&Session<'_, M>) -> R,
     ) -> Result<(R, bool), Blocked> {
         let queue = &self.device.queues[self.queue];
+        let priority = PriorityRegister::new_with_raw_value(queue.priority()).priority().value();
+        let moved = std::mem::take(&mut self.moved);
+        let _engine = self.device.engines.acquire(self.queue, moved, u64::from(priority) + 1);
         let _gate = queue.enter();
         match queue.fate(job) {
             Fate::Go => {}
@@ -171,107 +248,11 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         Ok((work(&session), ats))
     }
 
-    /// Asks for a page until the translation is there. Neither gate nor session is held while it waits.
-    fn page_in(&mut self, task: &mut Task<'_>, address: Iova, access: Access) -> Result<(), End> {
-        let fault = |reason| End::Fault { address, access, reason };
-        let mut pause = BACKOFF.0;
-        loop {
-            let mut times = Times { miss: self.device.clock.now(), ..Times::default() };
-            let answer = self.ask(task, address, access, &mut times);
-            match answer {
-                Answer::Retry { overflow: false } => {}
-                Answer::Retry { overflow: true } => {
-                    let cancelled = || self.queue().fate(task.job) != Fate::Go;
-                    self.device.pri.pause(pause, cancelled);
-                    pause = (pause * 2).min(BACKOFF.1);
-                }
-                Answer::Invalid => return Err(fault(FaultReason::NotAccessible)),
-                Answer::Unavailable => return Err(fault(FaultReason::NoPageRequests)),
-                // If it is wanted all the same, the switches changed: the retry tells what holds now.
-                Answer::Cancelled => match self.queue().fate(task.job) {
-                    Fate::Go => {}
-                    fate => return Err(ended(fate)),
-                },
-            }
-            let (found, ats) = self
-                .in_session(task.job, false, |session| session.translate(address, access))
-                .map_err(|blocked| match blocked {
-                    Blocked::Fate(fate) => ended(fate),
-                    Blocked::Reason(reason) => fault(reason),
-                })?;
-            match found.map_err(|found| remedy(&found, ats)) {
-                Ok(_) => {
-                    times.retry = self.device.clock.now();
-                    if matches!(answer, Answer::Retry { .. }) {
-                        self.publish(task.job, times, address);
-                    }
-                    return Ok(());
-                }
-                Err(Remedy::Ask) => {}
-                Err(Remedy::None(reason)) => return Err(fault(reason)),
-            }
-        }
-    }
-
-    /// Makes one page request and waits for the answer.
-    fn ask(&self, task: &mut Task<'_>, address: Iova, access: Access, times: &mut Times) -> Answer {
-        let (device, queue, job) = (&*self.device, self.queue(), task.job);
-        let request = PageRequest {
-            source: self.dma.source(),
-            pasid: job.pasid,
-            address: Iova(address.0 & !0xfff),
-            read: !access.is_write(),
-            write: access.is_write(),
-            execute: false,
-            privileged: false,
-            last: true,
-            group: GroupIndex::truncate(0),
-            vendor: VendorData::NONE,
-        };
-        let cancelled = || queue.fate(job) != Fate::Go;
-        let requests = &mut task.page_requests;
-        let send = |request: &PageRequest| {
-            let _gate = queue.enter();
-            let switches = device.switches();
-            if cancelled() || !switches.bus_master() || !switches.ats() {
-                return None;
-            }
-            *requests += 1;
-            queue.counters.page_requests.count();
-            device.counters.page_requests.count();
-            let request = device.misbehaviour.outgoing(request);
-            let outcome = self.dma.translator().page_request(&request);
-            if let PageRequestOutcome::Answered(code) = outcome {
-                count(code, &device.counters);
-                if code == ResponseCode::Failure {
-                    device.pci.pri_response_failure();
-                }
-            }
-            Some(outcome)
-        };
-        queue.waiting.store(true, Ordering::Relaxed);
-        let answer = device.pri.request(request, send, cancelled, times);
-        queue.waiting.store(false, Ordering::Relaxed);
-        device.tell_if_stopped();
-        answer
-    }
-
     /// Shows how a descriptor ended: counters first, then the record, then the interrupt.
-    fn complete(&mut self, task: &mut Task<'_>, mut record: Record, end: End) {
-        record.status = match end {
-            End::Success => Status::Success,
-            End::Fault { .. } => Status::Fault,
-            End::Invalid => Status::Invalid,
-            End::Aborted => Status::Aborted,
-            End::Dropped => return,
-        } as u8;
-        if let End::Fault { address, access, reason } = end {
-            let info = FaultInfo::DEFAULT.with_write(access.is_write()).with_reason(u3::new(reason as u8));
-            record.fault_info = info.raw_value();
-            record.fault_address = address.0.into();
-        }
+    fn complete(&mut self, task: &mut Task<'_>, outcome: Outcome) {
+        let Some(record) = record_of(&task.header, outcome) else { return };
         let counted = self.unless_dropped(task.job, |device, queue| {
-            if let End::Fault { .. } = end {
+            if let End::Fault { .. } = outcome.end {
                 queue.counters.faulted.count();
             }
             queue.counters.completed.count();
@@ -280,7 +261,9 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         if !counted {
             return;
         }
-        self.queue().completing();
+        if !task.element {
+            self.queue().completing();
+        }
         if let Some(address) = task.header.record
             && !self.write_record(task, address, record)
         {
@@ -299,12 +282,6 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         }
     }
 
-    fn publish(&self, job: &Job, times: Times, address: Iova) {
-        self.unless_dropped(job, |device, queue| {
-            device.timeline.publish(times, address.0 & !0xfff, queue.number());
-        });
-    }
-
     /// Shows something of a job, unless it is to leave no trace; says whether it did. Inside the gate, so a reset
     /// that has drained it finds all traces and clears them.
     fn unless_dropped(&self, job: &Job, show: impl FnOnce(&Device, &Queue)) -> bool {
@@ -316,26 +293,32 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         }
         wanted
     }
+}
 
-    /// Writes a record, asking for its page if need be. `false`: it could not be written.
-    fn write_record(&mut self, task: &mut Task<'_>, address: Iova, mut record: Record) -> bool {
-        if !address.0.is_multiple_of(size_of::<Record>() as u64) {
-            return false;
-        }
-        loop {
-            record.page_requests = u16::try_from(task.page_requests).unwrap_or(u16::MAX).into();
-            match self.in_session(task.job, true, |session| store(session, address, &record)) {
-                Ok((Ok(()), _)) => return true,
-                Ok((Err(fault), ats)) => {
-                    let asks = matches!(remedy(&fault, ats), Remedy::Ask);
-                    if !asks || self.page_in(task, address, Access::Write).is_err() {
-                        return false;
-                    }
-                }
-                Err(_) => return false,
-            }
-        }
+/// The record but for its page requests; `None` if there is to be no trace. **Pure.**
+fn record_of(header: &Header, outcome: Outcome) -> Option<Record> {
+    let status = match outcome.end {
+        End::Success => Status::Success,
+        End::Fault { .. } => Status::Fault,
+        End::Invalid => Status::Invalid,
+        End::Aborted => Status::Aborted,
+        End::Incomplete => Status::Incomplete,
+        End::Fenced => Status::Fenced,
+        End::Dropped => return None,
+    };
+    let mut record = Record {
+        status: status as u8,
+        tag: header.tag.into(),
+        completed: outcome.completed.into(),
+        result: outcome.result.into(),
+        ..Record::default()
+    };
+    if let End::Fault { address, access, reason } = outcome.end {
+        let info = FaultInfo::DEFAULT.with_write(access.is_write()).with_reason(u3::new(reason as u8));
+        record.fault_info = info.raw_value();
+        record.fault_address = address.0.into();
     }
+    Some(record)
 }
 
 fn ended(fate: Fate) -> End {
@@ -351,26 +334,4 @@ fn remedy(fault: &DmaFault, ats: bool) -> Remedy {
         DmaFault::Missing { .. } | DmaFault::Refused(_) => Remedy::None(FaultReason::Refused),
         DmaFault::NoMemory { .. } => Remedy::None(FaultReason::NoMemory),
     }
-}
-
-/// Stores a record at its address, a multiple of its size: bytes 0 to 7 last, in one store.
-fn store<M: GuestMemoryBackend>(
-    session: &Session<'_, M>,
-    address: Iova,
-    record: &Record,
-) -> Result<(), DmaFault> {
-    let nowhere = || session.fault().unwrap_or(DmaFault::NoMemory { address, gpa: Gpa(0) });
-    let bytes = record.as_bytes();
-    let slice = session
-        .get_slices(GuestAddress(address.0), bytes.len(), Permissions::Write)
-        .ok()
-        .and_then(|mut slices| slices.next()?.ok())
-        .ok_or_else(nowhere)?;
-    let (first, rest) = bytes.split_first_chunk::<8>().ok_or_else(nowhere)?;
-    // Aligned, so it is one slice, unless a memory region ends inside.
-    if slice.len() < bytes.len() {
-        return Err(nowhere());
-    }
-    slice.offset(first.len()).map_err(|_| nowhere())?.copy_from(rest);
-    slice.store(u64::from_ne_bytes(*first), 0, Ordering::Release).map_err(|_| nowhere())
 }

@@ -74,6 +74,7 @@ pub struct Iotlb {
     keys: Keys,
     /// Live entries that went through a first stage.
     through_first: u32,
+    hits: u64,
     misses: u64,
 }
 
@@ -86,6 +87,7 @@ impl Default for Iotlb {
             victim: 0,
             keys: Keys::default(),
             through_first: 0,
+            hits: 0,
             misses: 0,
         }
     }
@@ -102,6 +104,7 @@ impl Iotlb {
         if let Some(entry) = self.entries.get(self.recent)
             && let Some(hit) = try_entry(entry, key, iova, access)
         {
+            self.hits += 1;
             return Some(hit);
         }
         self.probe(key, iova, access)
@@ -119,6 +122,7 @@ impl Iotlb {
                     && let Some(hit) = try_entry(entry, key, iova, access)
                 {
                     self.recent = index;
+                    self.hits += 1;
                     return Some(hit);
                 }
             }
@@ -262,6 +266,12 @@ impl Iotlb {
     #[must_use]
     pub fn misses(&self) -> u64 {
         self.misses
+    }
+
+    /// Look-ups that found something, since creation.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        self.hits
     }
 }
 

@@ -58,6 +58,7 @@
 
 pub mod caps;
 pub mod domain;
+pub mod durations;
 pub mod fault;
 pub mod invalidation;
 pub mod iotlb;
@@ -74,12 +75,13 @@ pub mod vendor;
 
 pub use caps::Capabilities;
 pub use domain::{Domain, FirstStage, SecondStage, TableFormat};
+pub use durations::{Durations, Percentiles};
 pub use fault::{Completion, Fault, FaultClass, FaultEvent, FaultReason};
 pub use invalidation::{DeviceTlbCompletion, DeviceTlbInvalidation, Invalidation, Scope};
 pub use mappings::{GuestMappings, Mapping, Visit};
 pub use page_request::{GroupIndex, PageRequest, PageRequestOutcome, PageResponse, ResponseCode};
 pub use port::{
-    DRAIN_LIMIT, Dma, DmaFault, NoTranslation, Port, PortKind, PortSet, SESSION_LIMIT_BYTES, Session,
+    DRAIN_LIMIT, Dma, DmaFault, LookUps, NoTranslation, Port, PortKind, PortSet, SESSION_LIMIT_BYTES, Session,
 };
 pub use request::{Access, AddressType, Permissions, Request, StageTag, Tag, Translation};
 pub use traits::{

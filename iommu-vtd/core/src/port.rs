@@ -5,6 +5,7 @@ use std::iter::FusedIterator;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
@@ -102,11 +103,33 @@ impl PortSet {
         self.len() == 0
     }
 
+    /// Look-ups so far that found something and that found nothing, of all ports that there are. Waits for open
+    /// sessions.
+    #[must_use]
+    pub fn looked_up(&self) -> LookUps {
+        let mut all = LookUps::default();
+        for port in self.ports.read().iter() {
+            let tlb = port.tlb.lock();
+            all.hits += tlb.hits();
+            all.misses += tlb.misses();
+        }
+        all
+    }
+
     /// Translations held by all ports together.
     #[must_use]
     pub fn cached(&self) -> usize {
         self.ports.read().iter().map(|p| p.tlb.lock().len()).sum()
     }
+}
+
+/// Look-ups in the caches of a set of ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LookUps {
+    /// Found something.
+    pub hits: u64,
+    /// Found nothing.
+    pub misses: u64,
 }
 
 /// What a function needs to reach memory; the machine makes one per function.

@@ -9,7 +9,7 @@ use crate::event;
 use crate::host::Hosts;
 use crate::invalidation::{Descriptor, WaitAction};
 use crate::memory::TableMemory;
-use crate::queue::{self, Fetched};
+use crate::queue;
 use crate::regs::ICS;
 use crate::spec::registers::CompletionStatus;
 
@@ -23,14 +23,21 @@ impl<M: TableMemory> Unit<M> {
 
     fn take_out(&self, hosts: &mut Hosts) {
         let budget = self.state.lock().ring.map_or(0, |ring| ring.entries());
+        let mut silent = None;
         for _ in 0..budget {
-            let Some(fetched) = self.fetch() else { return };
-            self.counters.descriptor(&fetched.descriptor);
-            if let Err(source) = self.act(hosts, &fetched.descriptor) {
-                let message = queue::time_out(&mut self.state.lock().file, &fetched, source);
-                self.send(message);
-                return;
+            let Some(descriptor) = self.fetch() else { break };
+            self.counters.descriptor(&descriptor);
+            if silent.is_some() && descriptor.reports() {
+                // What it waits for did not complete: it is aborted.
+                break;
             }
+            if let Err(source) = self.act(hosts, &descriptor) {
+                silent.get_or_insert(source);
+            }
+        }
+        if let Some(source) = silent {
+            let message = queue::time_out(&mut self.state.lock().file, source);
+            self.send(message);
         }
     }
 
@@ -39,12 +46,12 @@ impl<M: TableMemory> Unit<M> {
         state.ring.is_some() && queue::may_fetch(&state.file)
     }
 
-    fn fetch(&self) -> Option<Fetched> {
+    fn fetch(&self) -> Option<Descriptor> {
         let mut state = self.state.lock();
         let ring = state.ring?;
         let mode = self.root().mode();
         match queue::fetch(&mut state.file, &ring, mode, &self.memory, &self.capability) {
-            Ok(fetched) => fetched,
+            Ok(descriptor) => descriptor,
             Err(error) => {
                 self.send(queue::stop(&mut state.file, error));
                 None

@@ -243,8 +243,8 @@ fn two_cpus_share_the_queue() {
     assert_eq!((machine.status(), machine.read32(IQH)), (2, 96));
 }
 
-/// A function that does not let go in time stops the queue before its descriptor: the wait that follows is not done.
-/// When software clears the error, the function is asked again, and not before.
+/// A function that does not let go in time stops the queue behind the wait that is pending, which is aborted: software
+/// that clears the error finds both behind the head, and repeats them.
 #[test]
 fn a_function_that_does_not_complete_stops_the_queue() {
     let machine = Machine::new();
@@ -255,26 +255,56 @@ fn a_function_that_does_not_complete_stops_the_queue() {
     *endpoint.completions.lock() = vec![DeviceTlbCompletion::TimedOut; 2];
     driver.submit(&[]);
     machine.set_word(STATUS, 1);
-    driver.put(desc::device_tlb_all(1).0, desc::device_tlb_all(1).1);
-    driver.put(2 << 32 | 0x25, STATUS);
-    driver.kick();
+    let invalidate = || {
+        driver.put(desc::device_tlb_all(1).0, desc::device_tlb_all(1).1);
+        driver.put(2 << 32 | 0x25, STATUS);
+        driver.kick();
+    };
+    invalidate();
     let source = u64::from(ENDPOINT.0) << 32;
     let stopped = || (machine.read32(FSTS), machine.read64(IQERCD), machine.read32(IQH), machine.status());
-    assert_eq!((stopped(), asked()), ((ITE, source, 32, 1), 1));
+    assert_eq!((stopped(), asked()), ((ITE, source, 96, 1), 1));
     assert_eq!(machine.interrupts(), [FAULT_EVENT]);
     driver.put(2 << 32 | 0x25, STATUS + 8);
     driver.kick();
-    assert_eq!((stopped(), asked()), ((ITE, source, 32, 1), 1), "a new tail changes nothing");
+    assert_eq!((stopped(), asked()), ((ITE, source, 96, 1), 1), "a new tail changes nothing");
     machine.write32(FSTS, ITE);
-    assert_eq!((stopped(), asked()), ((ITE, source, 32, 1), 2), "asked again, in vain");
+    assert_eq!((stopped(), asked()), ((0, 0, 128, 1), 1), "what was aborted stays so");
+    let second = || machine.memory.read_obj::<u32>(GuestAddress(STATUS + 8)).unwrap();
+    assert_eq!(second(), 2, "what came later is done");
+    invalidate();
+    assert_eq!((stopped(), asked()), ((ITE, source, 192, 1), 2), "repeated in vain");
     assert_eq!(machine.interrupts(), [FAULT_EVENT], "and said again");
     machine.write32(FSTS, ITE);
-    assert_eq!((stopped(), asked()), ((0, 0, 128, 2), 3), "asked again, and done");
-    assert_eq!(machine.memory.read_obj::<u32>(GuestAddress(STATUS + 8)).unwrap(), 2, "and all that follows");
+    invalidate();
+    assert_eq!((stopped(), asked()), ((0, 0, 256, 2), 3), "repeated, and done");
     assert_eq!(machine.interrupts(), []);
 }
 
-/// A function that has been taken out while the queue stood still for it is no longer waited for.
+/// What stands between the invalidation and the wait is done, a fence is passed, and every function in between is asked;
+/// the one that is named is the first that did not complete.
+#[test]
+fn only_the_wait_that_reports_is_aborted() {
+    let machine = Machine::new();
+    let (driver, _tables) = Driver::booted(&machine);
+    let endpoint = Arc::new(RecordingEndpoint::default());
+    machine.attach(&endpoint);
+    *endpoint.completions.lock() = vec![DeviceTlbCompletion::TimedOut; 2];
+    machine.set_word(STATUS, 1);
+    for _ in 0..2 {
+        driver.put(desc::device_tlb_all(1).0, desc::device_tlb_all(1).1);
+        driver.put(0x45, 0);
+    }
+    driver.put(2 << 32 | 0x25, STATUS);
+    driver.put(2 << 32 | 0x25, STATUS + 8);
+    driver.kick();
+    assert_eq!((machine.read32(FSTS), machine.status(), machine.read32(IQH)), (ITE, 1, 160));
+    assert_eq!(endpoint.invalidations.lock().len(), 2);
+    machine.write32(FSTS, ITE);
+    assert_eq!((machine.read32(FSTS), machine.status(), machine.read32(IQH)), (0, 1, 192));
+}
+
+/// A function that never answers holds nothing up but what waits for it.
 #[test]
 fn a_function_that_is_gone_holds_nothing_up() {
     let machine = Machine::new();
@@ -286,9 +316,15 @@ fn a_function_that_is_gone_holds_nothing_up() {
     driver.put(2 << 32 | 0x25, STATUS);
     driver.kick();
     assert_eq!((machine.read32(FSTS), machine.status()), (ITE, 0));
-    machine.unit.detach_endpoint(ENDPOINT);
     machine.write32(FSTS, ITE);
-    assert_eq!((machine.read32(FSTS), machine.status(), machine.read32(IQH)), (0, 2, 64));
+    driver.put(2 << 32 | 0x25, STATUS);
+    driver.kick();
+    assert_eq!((machine.read32(FSTS), machine.status(), machine.read32(IQH)), (0, 2, 96));
+    machine.unit.detach_endpoint(ENDPOINT);
+    driver.put(desc::device_tlb_all(1).0, desc::device_tlb_all(1).1);
+    driver.put(3 << 32 | 0x25, STATUS);
+    driver.kick();
+    assert_eq!((machine.read32(FSTS), machine.status(), machine.read32(IQH)), (0, 3, 160), "or is taken out");
 }
 
 /// The two errors keep their codes apart, and the queue stands until both are cleared.
@@ -302,9 +338,10 @@ fn both_errors_keep_their_codes() {
     driver.put(desc::device_tlb_all(1).0, desc::device_tlb_all(1).1);
     driver.put(BAD_TYPE.0, BAD_TYPE.1);
     driver.kick();
-    assert_eq!((machine.read32(FSTS), machine.read64(IQERCD)), (ITE, u64::from(ENDPOINT.0) << 32));
+    let codes = || (machine.read32(FSTS), machine.read64(IQERCD), machine.read32(IQH));
+    assert_eq!(codes(), (ITE | IQE, u64::from(ENDPOINT.0) << 32 | 3, 32));
     machine.write32(FSTS, ITE);
-    assert_eq!((machine.read32(FSTS), machine.read64(IQERCD), machine.read32(IQH)), (IQE, 3, 32));
+    assert_eq!(codes(), (IQE, 3, 32));
 }
 
 /// A thread that is stuck in a session keeps neither CPU: the one that invalidates hears of it, the others go on.
@@ -331,6 +368,9 @@ fn a_stuck_device_thread_is_told_to_the_guest() {
     assert_eq!((machine.read32(FSTS), machine.status()), (ITE, 0));
     drop(session);
     machine.write32(FSTS, ITE);
+    driver.put(desc::device_tlb_all(1).0, desc::device_tlb_all(1).1);
+    driver.put(2 << 32 | 0x25, STATUS);
+    driver.kick();
     assert_eq!((machine.read32(FSTS), machine.status()), (0, 2));
 }
 

@@ -99,7 +99,7 @@ impl Endpoint for Slow {
 }
 
 #[test]
-fn a_function_that_timed_out_is_asked_again() {
+fn a_time_out_moves_along() {
     let machine = Machine::new();
     let driver = bound(&machine);
     let endpoint = Arc::new(Slow::default());
@@ -114,9 +114,14 @@ fn a_function_that_timed_out_is_asked_again() {
     next.attach(&endpoint);
     next.unit.resume();
     assert_eq!((next.read32(FSTS), next.read64(IQERCD) >> 32), (ite, ENDPOINT.0.into()), "ITE and whose");
-    assert_eq!((next.read32(IQH), next.status()), (0, 1));
+    assert_eq!((next.read32(IQH), next.status()), (64, 1));
     next.write32(FSTS, ite);
-    assert_eq!((next.read32(IQH), next.status(), next.read32(FSTS)), (64, 2, 0));
+    assert_eq!((next.read32(IQH), next.status(), next.read32(FSTS)), (64, 1, 0), "for the guest to repeat");
+    for (index, word) in [low, high, 0, 0, 2 << 32 | 0x25, STATUS, 0, 0].into_iter().enumerate() {
+        next.set_word(RING + 64 + 8 * index as u64, word);
+    }
+    next.write32(IQT, 128);
+    assert_eq!((next.read32(IQH), next.status(), next.read32(FSTS)), (128, 2, 0));
     assert_eq!(endpoint.0.load(Ordering::SeqCst), 2);
 }
 

@@ -3,6 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod diagnosis;
+pub mod driver_latency;
 pub mod endpoint;
 pub mod expect;
 pub mod model;
@@ -11,5 +12,6 @@ pub mod registers;
 pub mod report;
 pub mod suite;
 pub mod sys;
+pub mod uio;
 pub mod vfio;
 pub mod wait;

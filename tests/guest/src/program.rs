@@ -94,6 +94,12 @@ impl Options {
         Ok(Some(chosen))
     }
 
+    /// Whether TAP is wanted, in which lines of other kinds may stand.
+    #[must_use]
+    pub fn is_tap(&self) -> bool {
+        !self.json
+    }
+
     /// Runs the chosen cases; `work` makes the work of one. True if none failed.
     ///
     /// # Errors

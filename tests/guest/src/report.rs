@@ -7,6 +7,9 @@ use serde_json::json;
 
 use crate::endpoint::Timeline;
 
+/// Begins a line with something that was measured over the whole run.
+pub const FIGURE: &str = "# figure ";
+
 /// How a case ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

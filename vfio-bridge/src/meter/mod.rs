@@ -1,8 +1,6 @@
 //! A kernel asked through another, and everything counted: what a guest costs its host, for operators, and for tests
 //! that compare it with what the guest's IOMMU and the host's were asked to do.
 
-mod times;
-
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -10,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use iommu_core::sync::Mutex;
-use iommu_core::{IovaRange, Permissions};
+use iommu_core::{Durations, IovaRange, Percentiles, Permissions};
 use serde::Serialize;
 use zerocopy::FromBytes as _;
 
@@ -20,9 +18,6 @@ use crate::kernel::{
 };
 use crate::memory::HostRange;
 use crate::sys::uapi::{FaultRecord, FaultResponse, INVALIDATE_DATA_VTD_S1, VtdS1Invalidate};
-use times::Times;
-
-pub use times::Percentiles;
 
 /// What was asked of the host since the meter was made.
 ///
@@ -79,8 +74,8 @@ struct Meter {
     page_request_groups: AtomicU64,
     fault_writes: AtomicU64,
     page_group_responses: AtomicU64,
-    invalidate_times: Times,
-    page_request_times: Times,
+    invalidate_times: Durations,
+    page_request_times: Durations,
     /// When groups without answer were read, by cookie. The host gives a cookie again only after the group's end, so
     /// there are not more than it has groups under way at once.
     read_at: Mutex<HashMap<(ObjectId, u32), Instant>>,

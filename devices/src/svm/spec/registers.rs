@@ -80,6 +80,11 @@ pub struct Command {
     operand: u20,
 }
 
+impl Command {
+    /// Bits that keep what is written.
+    pub const WRITABLE: u32 = 0x0fff_ff3f;
+}
+
 /// Operations of COMMAND.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]

@@ -14,7 +14,7 @@ fn read(rig: &Rig, offset: u64, length: usize) -> Vec<u8> {
 
 #[test]
 fn identity_and_capabilities_table() {
-    let config = SvmConfig { queues: 3, depth_log2: 4, ..SvmConfig::default() };
+    let config = SvmConfig { queues: 3, depth_log2: 4, engines: 5, ..SvmConfig::default() };
     let rows = [
         ("all", config, 0x3_0403),
         ("no pri", SvmConfig { pri: false, ..config }, 0x2_0403),

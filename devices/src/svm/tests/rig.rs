@@ -16,7 +16,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::hooked::{Hook, Hooked};
 use crate::pci::PciFunction;
 use crate::svm::spec::{
-    CONTROL_PAGES, Descriptor, Opcode, PAGE_BYTES, PORTAL_PAGES, Record, Status, control, portal,
+    CONTROL_PAGES, Descriptor, Opcode, PAGE_BYTES, PORTAL_PAGES, Record, Status, WINDOW_PAGES, control,
+    global, portal,
 };
 use crate::svm::{SvmConfig, SvmFunction};
 
@@ -30,6 +31,7 @@ pub(super) const MEMORY_BYTES: usize = 16 << 20;
 pub(super) const RECORD: u8 = 1;
 pub(super) const INTERRUPT: u8 = 2;
 pub(super) const BLOCK: u8 = 4;
+pub(super) const FENCE: u8 = 8;
 
 pub(super) struct Rig {
     pub(super) function: Arc<SvmFunction<Memory>>,
@@ -232,6 +234,55 @@ impl Rig {
         }
     }
 
+    /// Puts descriptors, each with a record, into fresh contiguous pages at `array`, and returns the records.
+    pub(super) fn put_batch(&self, array: u64, descriptors: &[Descriptor]) -> Vec<u64> {
+        let mut records = Vec::new();
+        let mut gpa = 0;
+        for (index, descriptor) in descriptors.iter().enumerate() {
+            let offset = index as u64 * 64;
+            if offset.is_multiple_of(PAGE_BYTES) {
+                gpa = self.map(array + offset, true);
+            }
+            let record = self.record();
+            let descriptor =
+                Descriptor { flags: descriptor.flags | RECORD, record: record.into(), ..*descriptor };
+            let at = GuestAddress(gpa + offset % PAGE_BYTES);
+            self.memory.write_slice(descriptor.as_bytes(), at).unwrap();
+            records.push(record);
+        }
+        records
+    }
+
+    /// Binds a window to a queue and a PASID, and enables it.
+    pub(super) fn open_window(&self, window: u8, queue: u8, pasid: Pasid) {
+        let at = global::WINDOWS + u64::from(window) * global::WINDOW_BYTES;
+        self.write32(at, 0);
+        self.write32(at + 4, 1 << 31 | pasid.get());
+        self.write32(at, 1 | u32::from(queue) << 8);
+    }
+
+    /// Enables a queue as shared.
+    pub(super) fn share(&self, queue: u8) {
+        self.write32(control_page(queue), 0);
+        self.write32(control_page(queue), 3);
+    }
+
+    /// Submits through a window, with a record, and returns the record's address and the outcome's code.
+    pub(super) fn start_through(&self, window: u8, descriptor: Descriptor) -> (u64, u32) {
+        let record = self.record();
+        let flags = descriptor.flags | RECORD;
+        let descriptor = Descriptor { flags, record: record.into(), ..descriptor };
+        for (index, word) in descriptor.as_bytes().chunks(8).enumerate() {
+            self.function.bar_write(0, window_page(window) + index as u64 * 8, word);
+        }
+        (record, self.read32(window_page(window) + portal::OUTCOME) & 0xff)
+    }
+
+    /// The state of the last command.
+    pub(super) fn command_state(&self) -> u32 {
+        self.read32(global::COMMAND_STATUS) & 0xf
+    }
+
     /// Submits with a record, and returns the record's address.
     pub(super) fn start(&self, queue: u8, descriptor: Descriptor) -> u64 {
         let record = self.record();
@@ -286,6 +337,10 @@ pub(super) fn control_page(queue: u8) -> u64 {
 
 pub(super) fn portal_page(queue: u8) -> u64 {
     PORTAL_PAGES + u64::from(queue) * PAGE_BYTES
+}
+
+pub(super) fn window_page(window: u8) -> u64 {
+    WINDOW_PAGES + u64::from(window) * PAGE_BYTES
 }
 
 pub(super) fn until(what: &str, mut condition: impl FnMut() -> bool) {

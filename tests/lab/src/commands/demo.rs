@@ -196,6 +196,9 @@ fn show(report: &Report, codes: &[i32]) {
         println!("  One page request, from the device's miss to its retry:\n");
         println!("{}", timeline.draw(40));
     }
+    for figure in &report.figures {
+        println!("  {figure}");
+    }
     let served = report.page_requests();
     let count = |wanted: &str| report.cases.iter().filter(|case| verdict(case) == wanted).count();
     println!(

@@ -112,7 +112,15 @@ fn programs_of_guest() -> Result<Archive> {
         archive.folder(folder);
     }
     archive.host_file("/init", &programs::binary("guest", "guest-init")?)?;
-    for name in ["svm-selftest", "iommufd-test", "bridge-test", "disk-check", "dma-engine", "dma-test"] {
+    for name in [
+        "svm-selftest",
+        "iommufd-test",
+        "bridge-test",
+        "svm-misbehaviour",
+        "disk-check",
+        "dma-engine",
+        "dma-test",
+    ] {
         archive.host_file(&format!("/bin/{name}"), &programs::binary("guest", name)?)?;
     }
     Ok(archive)

@@ -42,6 +42,8 @@ pub struct Report {
     pub bail_out: Option<String>,
     /// Remarks after cases that failed.
     pub remarks: Vec<String>,
+    /// What was measured over the whole run.
+    pub figures: Vec<String>,
 }
 
 impl Report {
@@ -71,6 +73,8 @@ impl Report {
             self.bail_out = Some(reason.trim().to_owned());
         } else if let Some(case) = parse_case(line) {
             self.cases.push(case);
+        } else if let Some(figure) = line.strip_prefix("# figure ") {
+            self.figures.push(figure.to_owned());
         } else if let Some(remark) = line.strip_prefix("# ")
             && let Some(case) = self.cases.last().filter(|case| !case.passed && !line.contains(TOTALS))
         {
@@ -115,13 +119,14 @@ mod tests {
         let report = report(
             "[    1.0] Run /init\nTAP version 14\n1..3\n\
              ok 1 - bind # pr=0 ms=1\r\nnot ok 2 - fresh # pr=7 ms=12.5\n# byte 5 differs\n# totals {}\n\
-             ok 3 - pri off # SKIP no PRI\nok then\n",
+             ok 3 - pri off # SKIP no PRI\nok then\n# figure 8 inv_iotlb\n",
         );
         assert_eq!(report.cases.len(), 3);
         assert_eq!(report.cases[1].figure("pr"), Some("7"));
         assert_eq!(report.cases[1].name, "fresh");
         assert!(report.cases[2].skipped);
         assert_eq!(report.remarks, ["fresh: byte 5 differs"]);
+        assert_eq!(report.figures, ["8 inv_iotlb"]);
         assert!(!report.passed());
     }
 

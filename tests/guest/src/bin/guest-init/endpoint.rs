@@ -1,13 +1,11 @@
-//! Gives the SVM endpoint, and the DMA engine where it is to be assigned, to a driver. `uio_pci_generic_sva` has no id table of its own, and `vfio-pci` none at all.
+//! Gives the SVM endpoint, and the DMA engine where it is to be assigned, to a driver.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 const DEVICES: &str = "/sys/bus/pci/devices";
-/// Name under which `uio_pci_generic_sva` registers with the PCI core.
-const DRIVER: &str = "uio_pci_sva";
 
 /// A kind of function: its vendor and its device id, as sysfs has them.
 pub(crate) struct Kind(&'static str, &'static str);
@@ -39,19 +37,6 @@ impl Kind {
         };
         has("vendor", self.0) && has("device", self.1)
     }
-}
-
-/// Gives an endpoint to `uio_pci_generic_sva`.
-pub(crate) fn give_to_uio(path: &Path) -> Result<PathBuf> {
-    if !path.join("driver").exists() {
-        fs::write(path.join("driver_override"), DRIVER).context("cannot set driver_override")?;
-        fs::write("/sys/bus/pci/drivers_probe", name(path)).context("the driver refused")?;
-    }
-    let Ok(folders) = fs::read_dir(path.join("uio")) else {
-        bail!("no driver {DRIVER}: the kernel needs CONFIG_UIO_PCI_GENERIC_SVA");
-    };
-    let node = folders.flatten().next().context("the driver made no uio device")?;
-    Ok(Path::new("/dev").join(node.file_name()))
 }
 
 fn name(path: &Path) -> String {

@@ -4,12 +4,13 @@ use std::fmt::Write as _;
 
 /// Lines that follow a warning and say where it comes from.
 const TRACE_LINES: usize = 24;
-const WANTED: [&str; 10] = [
+const WANTED: [&str; 11] = [
     "dmar",
     "iommu",
     "pasid",
     "svm-selftest:",
     "bridge-test:",
+    "svm-misbehaviour:",
     "uio",
     "ioat",
     "dmatest:",

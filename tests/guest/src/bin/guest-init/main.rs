@@ -46,6 +46,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use guest::uio::give_to_uio;
 use guest::vfio::give_to_vfio;
 
 use action::Action;
@@ -77,7 +78,7 @@ fn main() {
     let bound = match (has("svmm.unbound"), has("svmm.vfio")) {
         (true, _) => Vec::new(),
         (false, true) => endpoint::bind_all(&[ENDPOINT, ENGINE], give_to_vfio),
-        (false, false) => endpoint::bind_all(&[ENDPOINT], endpoint::give_to_uio),
+        (false, false) => endpoint::bind_all(&[ENDPOINT], give_to_uio),
     };
     for line in bound {
         println!("guest-init: endpoint {line}");

@@ -15,8 +15,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use guest::report::FIGURE;
 use guest::suite::Work;
-use guest::{endpoint, model, program, report, sys, wait};
+use guest::{driver_latency, endpoint, model, program, report, sys, wait};
 
 use bench::Bench;
 use cases::Case;
@@ -64,7 +65,13 @@ fn run(options: &Options) -> Result<bool> {
     }
     let registers = endpoint.peek()?;
     let page_requests = || Ok(Counters::read(registers.as_ref()).page_requests);
-    options.common.run("svm-selftest", &chosen, |case| work(endpoint.as_ref(), case), &page_requests)
+    let measured = options.common.is_tap() && options.rehearse.is_none() && driver_latency::start();
+    let passed =
+        options.common.run("svm-selftest", &chosen, |case| work(endpoint.as_ref(), case), &page_requests)?;
+    if measured {
+        driver_latency::lines().iter().for_each(|line| println!("{FIGURE}{line}"));
+    }
+    Ok(passed)
 }
 
 fn work<'a>(endpoint: &'a dyn Endpoint, case: &Case) -> Work<'a> {

@@ -11,11 +11,12 @@ const OCTAVE_BITS: u32 = PER_OCTAVE.trailing_zeros();
 const BUCKETS: usize = (64 - OCTAVE_BITS as usize + 1) * PER_OCTAVE;
 
 /// Durations that were noted.
-pub(super) struct Times {
+#[derive(Debug)]
+pub struct Durations {
     buckets: Box<[AtomicU64]>,
 }
 
-impl Default for Times {
+impl Default for Durations {
     fn default() -> Self {
         Self { buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect() }
     }
@@ -32,17 +33,25 @@ pub struct Percentiles {
     pub p99_ns: u64,
 }
 
-impl Times {
+impl Durations {
     /// Notes a duration. Does not allocate.
-    pub(super) fn note(&self, duration: Duration) {
+    pub fn note(&self, duration: Duration) {
         let nanoseconds = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         if let Some(bucket) = self.buckets.get(bucket_of(nanoseconds)) {
             bucket.fetch_add(1, Ordering::Relaxed);
         }
     }
 
+    /// Forgets all. What is noted meanwhile may stay.
+    pub fn clear(&self) {
+        for bucket in &self.buckets {
+            bucket.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// The percentiles as they stand; no shorter than they are, and at most an eighth longer.
-    pub(super) fn percentiles(&self) -> Percentiles {
+    #[must_use]
+    pub fn percentiles(&self) -> Percentiles {
         let counts: Vec<u64> = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect();
         let count = counts.iter().sum::<u64>();
         let at = |percent: u64| -> u64 {
@@ -96,11 +105,11 @@ mod tests {
 
     #[test]
     fn percentiles_of_known_durations() {
-        let times = Times::default();
+        let times = Durations::default();
         assert_eq!(times.percentiles(), Percentiles::default());
         (1..=7).for_each(|n| times.note(Duration::from_nanos(n)));
         assert_eq!(times.percentiles(), Percentiles { count: 7, p50_ns: 4, p99_ns: 7 });
-        let times = Times::default();
+        let times = Durations::default();
         (0..990).for_each(|_| times.note(Duration::from_nanos(100)));
         (0..10).for_each(|_| times.note(Duration::from_micros(100)));
         let Percentiles { count, p50_ns, p99_ns } = times.percentiles();
