@@ -21,8 +21,8 @@
 //! Without `svmm.run=`: a shell if the image holds one, else the selftest. With the word
 //! `svmm.verbose` kernel messages keep reaching the console while programs run; with `svmm.unbound` the endpoint
 //! is left without a driver, with `svmm.vfio` it and the DMA engine are given to `vfio-pci`. With `svmm.huge` all memory,
-//! shared memory too, is of huge pages where it can be; it has been written to once before programs run, and the
-//! first of it that fits is set aside as explicit huge pages: one of 1 GiB and four of 2 MiB.
+//! shared memory too, is of huge pages where it can be; it has been written to once before programs run, and four
+//! explicit huge pages of 2 MiB are set aside.
 //! After programs have run, the relevant part of the kernel log stands between
 //! `guest-init: klog begin` and `guest-init: klog end`.
 #![deny(unsafe_code)]

@@ -1,14 +1,19 @@
 //! Huge pages, and memory that the machine has given already.
 
-use std::fs;
+use std::fs::{self, File};
 use std::hint::black_box;
 
-/// Explicit huge pages: the kernel's name of the size, and how many.
-const EXPLICIT: [(&str, &str); 2] = [("1048576kB", "1"), ("2048kB", "4")];
+use anyhow::Result;
+use guest::sys::{Mapping, Protection, Sharing};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+/// Explicit huge pages of 2 MiB.
+const EXPLICIT: (&str, &str) = ("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "4");
+const GIGANTIC_BYTES: u64 = 1 << 30;
 
 /// The kernel leaves huge pages off in small machines: here programs get them that ask for them; with `always` the
 /// others as well. Then all memory is written to once, too, so that no test waits for the machine to give it, and
-/// explicit huge pages are set aside.
+/// explicit huge pages of 2 MiB are set aside.
 pub(crate) fn prepare(always: bool) {
     let (own, shared) = if always { ("always", "always") } else { ("madvise", "advise") };
     // Shared memory is that of guests in a guest that is a host.
@@ -20,11 +25,19 @@ pub(crate) fn prepare(always: bool) {
         // The kernel needs a little of it while the rest is taken.
         let bytes = available_kib(&info).unwrap_or(0) / 16 * 15 * 1024;
         drop(black_box(vec![1_u8; bytes]));
-        for (size, count) in EXPLICIT {
-            // A machine without room for them has none; tests that want them say so.
-            let _ = fs::write(format!("/sys/kernel/mm/hugepages/hugepages-{size}/nr_hugepages"), count);
-        }
+        // A machine without them has none; tests that want them say so.
+        let _ = fs::write(EXPLICIT.0, EXPLICIT.1);
+        let _ = touch_gigantic();
     }
+}
+
+/// The same for the page of 1 GiB that the command line set aside, if it did.
+fn touch_gigantic() -> Result<()> {
+    let file = File::from(memfd_create("touch", MemfdFlags::HUGETLB | MemfdFlags::HUGE_1GB)?);
+    file.set_len(GIGANTIC_BYTES)?;
+    let length = usize::try_from(GIGANTIC_BYTES)?;
+    Mapping::file(&file, length, Protection::ReadWrite, Sharing::Shared)?.store(0, 1);
+    Ok(())
 }
 
 /// What programs can get, of the text of `/proc/meminfo`. Pure.
