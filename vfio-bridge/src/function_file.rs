@@ -18,6 +18,8 @@ pub mod region {
 
 /// Kinds of interrupts of a VFIO PCI device, by their numbers.
 pub mod irq {
+    /// The interrupt line.
+    pub const INTX: u32 = 0;
     /// MSI.
     pub const MSI: u32 = 1;
     /// MSI-X.
@@ -94,6 +96,13 @@ pub trait FunctionFile: Send + Sync {
     /// # Errors
     /// `ENOSPC` if the host has not as many, `EINVAL` while another kind is on.
     fn set_irqs(&self, kind: u32, start: u32, events: &[Option<&EventFd>]) -> Result<()>;
+
+    /// Lets the interrupt line, which the host masks when it was asserted, be heard again. If it still is asserted, its
+    /// event is signalled at once.
+    ///
+    /// # Errors
+    /// `EINVAL` if it is not on, `ENOTTY` for other kinds.
+    fn unmask_irqs(&self, kind: u32) -> Result<()>;
 
     /// Switches a kind off.
     ///

@@ -128,6 +128,13 @@ pub(crate) mod gsi {
     pub(crate) const PCI_FIRST: u8 = 16;
     /// How many pins the PCI interrupt lines share.
     pub(crate) const PCI_COUNT: u8 = 4;
+
+    /// Where INTA of a device on bus 0 leads.
+    pub(crate) const fn of_inta(device: u8) -> u8 {
+        PCI_FIRST + device % PCI_COUNT
+    }
+
+    const _: () = assert!(PCI_FIRST + PCI_COUNT <= PINS);
 }
 
 /// Device numbers on PCI bus 0. Device 0 is the host bridge.

@@ -224,6 +224,8 @@ struct Wiring {
     routes: Arc<IoapicRoutes>,
     routing: Arc<Routing>,
     units: Units,
+    /// The SVM endpoints, for what they count.
+    endpoints: Vec<(SourceId, Arc<SvmFunction<GuestRam>>)>,
     events: MachineEvents,
     ending: Arc<Ending>,
 }
@@ -241,7 +243,8 @@ impl Wiring {
         let ioapic = IoApic::new(requester::IOAPIC, message, Some(routes.clone()));
         let asked = ending.clone();
         let events: MachineEvents = Arc::new(move |event| asked.request(outcome_of(event)));
-        Self { mmio: Bus::default(), ports: Bus::default(), ioapic, routes, routing, units, events, ending }
+        let (mmio, ports, endpoints) = Default::default();
+        Self { mmio, ports, ioapic, routes, routing, units, endpoints, events, ending }
     }
 
     /// The serial port; where to put what the user types, if it is to go there.
@@ -288,6 +291,7 @@ impl Wiring {
             let svm = svm.map_err(|error| impossible(&error))?;
             let endpoint: Weak<SvmFunction<GuestRam>> = Arc::downgrade(&svm);
             behind.attach(endpoint);
+            self.endpoints.push((SourceId::from_bdf(0, device, 0), svm.clone()));
             root.insert(device, 0, svm).map_err(|error| impossible(&error))?;
         }
         Ok(root)
@@ -317,7 +321,8 @@ impl Wiring {
         vm: &Vm,
     ) -> Result<Vec<Served>, Complaint> {
         let slots = KvmSlots::new(vm.fd().clone(), PCI_MMIO32);
-        let connector = Connector::new(slots, self.routing.clone(), vm.fd().clone());
+        let ioapic = self.ioapic.clone();
+        let connector = Connector::new(slots, self.routing.clone(), vm.fd().clone(), ioapic);
         connector.connect(devices, &mut self.units, root)
     }
 
@@ -359,6 +364,11 @@ impl Wiring {
     fn stats(&self, meter: Option<Metered>) -> Stats {
         let mut stats = Stats::default();
         self.units.count_into(&mut stats);
+        for (source, svm) in &self.endpoints {
+            let svm = svm.clone();
+            let numbers = move || serde_json::to_value(svm.counted()).unwrap_or_default();
+            stats.add("endpoints", source.to_string(), numbers);
+        }
         if let Some(meter) = meter {
             let numbers = move || serde_json::to_value(meter.read()).unwrap_or_default();
             stats.add("hosts", "iommufd".to_owned(), numbers);

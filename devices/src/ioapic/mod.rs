@@ -3,18 +3,19 @@
 //! A pin's message goes to a [`MsiSink`] under the IOAPIC's own source id, so interrupt remapping sees it as
 //! any other interrupt request. Level interrupts end in one of three ways: the guest writes the EOI register
 //! (Linux with remapping), it flips the entry to edge (older guests), or the local APIC broadcasts an EOI
-//! and the VMM calls [`IoApic::eoi`] or [`IoApic::eoi_pin`]. A line that is still asserted is sent again.
+//! and the VMM calls [`IoApic::eoi`] or [`IoApic::eoi_pin`]. A line that is still asserted is sent again. Before that,
+//! whoever asked to be told ([`IoApic::on_end`]) lowers its own.
 
 pub mod spec;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use iommu_core::{Msi, MsiSink, SourceId};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::bus::BusDevice;
-use crate::irq::IrqLine;
+use crate::irq::{EndOfInterrupt, IrqLine};
 use spec::{Entry, MessageAddress, MessageData, PINS, Version};
 
 /// What a pin sends, before interrupt remapping.
@@ -74,7 +75,14 @@ pub struct IoApic {
     observer: Option<Arc<dyn RouteObserver>>,
     /// Held while messages are sent, so that none leaves after the write that masked it returned.
     state: Mutex<State>,
+    /// Who wants to hear of the end of a pin's interrupts.
+    listeners: RwLock<Vec<(u8, Weak<dyn EndOfInterrupt>)>>,
 }
+
+/// A set of pins, a bit each.
+type Pins = u32;
+
+const _: () = assert!(PINS as u32 <= Pins::BITS);
 
 impl State {
     fn new() -> Self {
@@ -109,7 +117,13 @@ impl IoApic {
         sink: Arc<dyn MsiSink>,
         observer: Option<Arc<dyn RouteObserver>>,
     ) -> Arc<Self> {
-        Arc::new(Self { source, sink, observer, state: Mutex::new(State::new()) })
+        Arc::new(Self {
+            source,
+            sink,
+            observer,
+            state: Mutex::new(State::new()),
+            listeners: RwLock::default(),
+        })
     }
 
     /// A line into `pin`, `None` if there is no such pin. Several lines into one pin are or-ed.
@@ -118,6 +132,12 @@ impl IoApic {
         (pin < PINS).then(|| {
             Arc::new(Line { ioapic: self.clone(), pin, asserted: AtomicBool::new(false) }) as Arc<dyn IrqLine>
         })
+    }
+
+    /// Has `listener` told when a level-triggered interrupt of `pin` ends, for as long as it lives. It is called before
+    /// what is still asserted is sent again.
+    pub fn on_end(&self, pin: u8, listener: Weak<dyn EndOfInterrupt>) {
+        self.listeners.write().push((pin, listener));
     }
 
     /// What every pin sends now.
@@ -129,20 +149,13 @@ impl IoApic {
 
     /// A local APIC, or the guest through the EOI register, ended the level interrupt of `vector`.
     pub fn eoi(&self, vector: u8) {
-        let mut state = self.state.lock();
-        for pin in &mut state.pins {
-            if pin.entry.vector() == vector {
-                self.end(pin);
-            }
-        }
+        self.end(|_, entry| entry.vector() == vector);
     }
 
     /// A local APIC ended the level interrupt of a pin: for those who know the pin, because remapping gave
     /// the interrupt a vector that is not the entry's.
     pub fn eoi_pin(&self, pin: u8) {
-        if let Some(pin) = self.state.lock().pins.get_mut(usize::from(pin)) {
-            self.end(pin);
-        }
+        self.end(|number, _| number == pin);
     }
 
     /// All registers back to their initial state. Lines keep their level.
@@ -155,10 +168,36 @@ impl IoApic {
         }
     }
 
-    fn end(&self, pin: &mut Pin) {
-        if pin.entry.level() && pin.entry.remote_irr() {
-            pin.entry.set_remote_irr(false);
-            self.send_level(pin);
+    fn end(&self, is_ended: impl Fn(u8, &Entry) -> bool) {
+        let mut state = self.state.lock();
+        let mut ended = 0;
+        for (number, pin) in (0u8..).zip(&mut state.pins) {
+            if is_ended(number, &pin.entry) && pin.entry.level() && pin.entry.remote_irr() {
+                pin.entry.set_remote_irr(false);
+                ended |= 1 << number;
+            }
+        }
+        self.settle(state, ended);
+    }
+
+    /// Tells who wants to hear of it, and sends what is still asserted.
+    fn settle<'a>(&'a self, mut state: MutexGuard<'a, State>, ended: Pins) {
+        if ended == 0 {
+            return;
+        }
+        let of = |(pin, listener): &(u8, Weak<dyn EndOfInterrupt>)| {
+            listener.upgrade().filter(|_| ended & 1 << pin != 0)
+        };
+        let told: Vec<_> = self.listeners.read().iter().filter_map(of).collect();
+        if !told.is_empty() {
+            drop(state);
+            told.iter().for_each(|listener| listener.ended());
+            state = self.state.lock();
+        }
+        for (number, pin) in (0u8..).zip(&mut state.pins) {
+            if ended & 1 << number != 0 {
+                self.send_level(pin);
+            }
         }
     }
 
@@ -186,11 +225,12 @@ impl IoApic {
         }
     }
 
-    fn write_data(&self, state: &mut State, value: u32) {
+    /// Which pins' interrupts ended by it.
+    fn write_data(&self, state: &mut State, value: u32) -> Pins {
         if state.index == spec::ID {
             state.id = value & spec::ID_MASK;
         }
-        let Some((number, high)) = State::entry_at(state.index) else { return };
+        let Some((number, high)) = State::entry_at(state.index) else { return 0 };
         let pin = &mut state.pins[number];
         let old = pin.entry;
         let (half, shift) = if high { (0xffff_ffff_0000_0000, 32) } else { (0xffff_ffff, 0) };
@@ -205,6 +245,7 @@ impl IoApic {
             self.notify(u8::try_from(number).unwrap_or(0), entry);
         }
         self.send_level(pin);
+        if old.remote_irr() && !entry.level() { 1 << number } else { 0 }
     }
 }
 
@@ -228,7 +269,9 @@ impl BusDevice for IoApic {
             (spec::INDEX, [index, ..]) => self.state.lock().index = *index,
             (spec::EOI, [vector, ..]) => self.eoi(*vector),
             (spec::DATA, &[a, b, c, d]) => {
-                self.write_data(&mut self.state.lock(), u32::from_le_bytes([a, b, c, d]));
+                let mut state = self.state.lock();
+                let ended = self.write_data(&mut state, u32::from_le_bytes([a, b, c, d]));
+                self.settle(state, ended);
             }
             _ => (),
         }

@@ -284,3 +284,68 @@ proptest! {
         }
     }
 }
+
+/// Lowers its line when the interrupt ends, and raises it again as often as there is reason to.
+struct Resampled {
+    line: Arc<dyn IrqLine>,
+    again: Mutex<usize>,
+    told: Mutex<usize>,
+}
+
+impl crate::irq::EndOfInterrupt for Resampled {
+    fn ended(&self) {
+        *self.told.lock() += 1;
+        self.line.set(false);
+        let mut again = self.again.lock();
+        if let Some(left) = again.checked_sub(1) {
+            *again = left;
+            self.line.set(true);
+        }
+    }
+}
+
+/// (name, how the guest ends it)
+#[test]
+fn who_listens_lowers_the_line_before_it_is_sent_again() {
+    type End = fn(&Fixture);
+    let ends: [(&str, End); 3] = [
+        ("by vector", |f| f.ioapic.eoi(0x31)),
+        ("by pin", |f| f.ioapic.eoi_pin(4)),
+        ("by the entry, edge and back", |f| {
+            f.program(4, 0x31 | MASKED);
+            f.program(4, 0x31 | LEVEL);
+        }),
+    ];
+    for (name, end) in ends {
+        let (f, line) = Fixture::with(0x31 | LEVEL);
+        let listener = Arc::new(Resampled { line, again: Mutex::new(1), told: Mutex::new(0) });
+        let weak: Weak<Resampled> = Arc::downgrade(&listener);
+        f.ioapic.on_end(4, weak);
+        f.ioapic.eoi_pin(4);
+        assert_eq!(*listener.told.lock(), 0, "{name}: there was none");
+        listener.line.set(true);
+        assert_eq!(f.sent().len(), 1, "{name}");
+        end(&f);
+        assert_eq!((f.sent().len(), *listener.told.lock()), (1, 1), "{name}: there still is a reason");
+        end(&f);
+        assert_eq!((f.sent().len(), *listener.told.lock()), (0, 2), "{name}: there is none");
+        assert_eq!(f.entry(4) & REMOTE_IRR, 0, "{name}");
+    }
+}
+
+#[test]
+fn another_line_of_the_pin_is_sent_again() {
+    let (f, line) = Fixture::with(0x31 | LEVEL);
+    let other = f.ioapic.line(4).unwrap();
+    let listener = Arc::new(Resampled { line, again: Mutex::new(0), told: Mutex::new(0) });
+    let weak: Weak<Resampled> = Arc::downgrade(&listener);
+    f.ioapic.on_end(4, weak);
+    other.set(true);
+    listener.line.set(true);
+    assert_eq!(f.sent().len(), 1);
+    f.ioapic.eoi(0x31);
+    assert_eq!((f.sent().len(), *listener.told.lock()), (1, 1));
+    other.set(false);
+    f.ioapic.eoi(0x31);
+    assert_eq!((f.sent().len(), *listener.told.lock()), (0, 2));
+}

@@ -61,6 +61,8 @@ pub mod header {
     pub const CAPABILITIES: u16 = 0x34;
     /// Interrupt line, 8 bits, for software only.
     pub const INTERRUPT_LINE: u16 = 0x3c;
+    /// Which interrupt line the function has: 0 none, 1 INTA and so on; 8 bits.
+    pub const INTERRUPT_PIN: u16 = 0x3d;
     /// First byte after the header.
     pub const END: u16 = 0x40;
 
@@ -68,6 +70,8 @@ pub mod header {
     pub const MULTI_FUNCTION: u8 = 0x80;
     /// Status bit 4: a capability list exists.
     pub const STATUS_CAPABILITIES: u16 = 1 << 4;
+    /// The function asserts its interrupt line, whether that is switched off or not; in the first byte.
+    pub const STATUS_INTERRUPT: u8 = 1 << 3;
     /// Status bits that are write-one-to-clear: 15:11 and 8.
     pub const STATUS_W1C: u16 = 0xf900;
 }

@@ -27,6 +27,8 @@ pub struct SvmConfig {
     pub ats: bool,
     /// The function has PRI; of no effect without ATS.
     pub pri: bool,
+    /// Bits of its PASIDs, 1 to 20.
+    pub pasid_bits: u8,
     /// Number of engines, 1 to [`MAX_ENGINES`](super::spec::MAX_ENGINES).
     pub engines: u8,
     /// What it does wrong from power-on on.
@@ -35,7 +37,15 @@ pub struct SvmConfig {
 
 impl Default for SvmConfig {
     fn default() -> Self {
-        Self { queues: 8, depth_log2: 6, ats: true, pri: true, engines: 8, misbehaviour: Plan::default() }
+        Self {
+            queues: 8,
+            depth_log2: 6,
+            ats: true,
+            pri: true,
+            pasid_bits: 20,
+            engines: 8,
+            misbehaviour: Plan::default(),
+        }
     }
 }
 

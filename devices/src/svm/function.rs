@@ -12,6 +12,7 @@ use super::device::{Device, PciSide, SvmConfig};
 use super::misbehaviour::registers::{WAY_BACK, brings_back};
 use super::regs;
 use super::spec::{BAR0_BYTES, BAR1_BYTES, DEPTH_LOG2, MAX_ENGINES, MAX_QUEUES, PAGE_REQUEST_CAPACITY};
+use super::stats::SvmReading;
 use super::worker::Worker;
 use crate::pci::{
     AtsSpec, BarSpec, DecodedBars, ExpressSpec, FunctionBase, FunctionEvent, FunctionSpec, Identity,
@@ -91,6 +92,12 @@ impl<M: GuestMemoryBackend + Clone + Send + 'static> SvmFunction<M> {
         Ok(Arc::new(Self { base, device, dma, workers }))
     }
 
+    /// What it has counted since its last reset. Waits for open sessions.
+    #[must_use]
+    pub fn counted(&self) -> SvmReading {
+        self.device.counters.read(self.device.device_tlb.hits())
+    }
+
     /// Sees that a queue has a worker. Without one, which only happens if the host has no thread to give, the
     /// queue is disabled again.
     fn start(&self, queue: usize) {
@@ -148,7 +155,7 @@ fn function_spec(config: &SvmConfig) -> FunctionSpec {
             table_offset: 0,
             pba_offset: 0x800,
         }),
-        pasid: Some(PasidSpec { width: 20 }),
+        pasid: Some(PasidSpec { width: config.pasid_bits }),
         ats: caps.ats().then_some(AtsSpec { queue_depth: 0, global_invalidate: true }),
         pri: caps.pri().then_some(PriSpec { capacity: PAGE_REQUEST_CAPACITY }),
         ..FunctionSpec::default()

@@ -53,6 +53,7 @@ pub mod worker;
 
 pub use device::SvmConfig;
 pub use function::{SvmError, SvmFunction};
+pub use stats::SvmReading;
 
 #[cfg(test)]
 mod tests;

@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use iommu_core::{Durations, Percentiles};
+use iommu_core::{Durations, LookUps, Percentiles};
 use parking_lot::Mutex;
+use serde::Serialize;
 
 /// A counter that wraps. Its order with other memory means nothing.
 #[derive(Debug, Default)]
@@ -107,6 +108,54 @@ impl Counters {
     /// Notes a wait that ended well.
     pub fn note_served(&self, times: &Times) {
         self.served.note(Duration::from_nanos(times.retry.saturating_sub(times.miss)));
+    }
+}
+
+/// What the endpoint has counted, for people and scripts outside of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SvmReading {
+    /// Descriptors that ended.
+    pub completed: u64,
+    /// Submissions dropped.
+    pub dropped: u64,
+    /// Completion records lost.
+    pub records_lost: u64,
+    /// Accesses that the device-TLB served, page by page, and those that it asked for.
+    pub device_tlb: LookUps,
+    /// Device-TLB invalidations.
+    pub invalidations: u64,
+    /// Untranslated requests looked up by the IOMMU.
+    pub untranslated_requests: u64,
+    /// Page requests.
+    pub page_requests: u64,
+    /// Their groups.
+    pub page_groups: u64,
+    /// Responses: success, invalid request, response failure.
+    pub responses: [u64; 3],
+    /// From a group's being sent to its response.
+    pub answered: Percentiles,
+    /// From a miss to the retry that succeeded.
+    pub served: Percentiles,
+}
+
+impl Counters {
+    /// All of them, with what the device-TLB served.
+    #[must_use]
+    pub fn read(&self, hits: u64) -> SvmReading {
+        SvmReading {
+            completed: self.completed.get(),
+            dropped: self.dropped.get(),
+            records_lost: self.records_lost.get(),
+            device_tlb: LookUps { hits, misses: self.translation_requests.get() },
+            invalidations: self.invalidations.get(),
+            untranslated_requests: self.untranslated_requests.get(),
+            page_requests: self.page_requests.get(),
+            page_groups: self.page_groups.get(),
+            responses: [&self.responses_success, &self.responses_invalid, &self.responses_failure]
+                .map(Counter::get),
+            answered: self.answered.percentiles(),
+            served: self.served.percentiles(),
+        }
     }
 }
 

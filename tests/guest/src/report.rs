@@ -63,7 +63,8 @@ impl Result {
 pub fn totals(results: &[Result], seed: u64, elapsed: Duration) -> String {
     let count =
         |wanted: fn(&Verdict) -> bool| results.iter().filter(|result| wanted(&result.verdict)).count();
-    let needing = |result: &&Result| result.needs_page_requests;
+    let needing =
+        |result: &&Result| result.needs_page_requests && !matches!(result.verdict, Verdict::Skipped(_));
     let names: Vec<&str> = results.iter().filter(needing).map(|result| result.name.as_str()).collect();
     json!({
         "cases": results.len(),

@@ -11,45 +11,29 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
+use devices::irq::EndOfInterrupt;
 use devices::pci::config::ConfigSpace;
-use devices::pci::spec::{CONFIG_SIZE, Command, DeviceControl, MsixControl, express, header, msix};
+use devices::pci::spec::{Command, DeviceControl, MsixControl, express, header, msix};
 use devices::pci::{DecodedBars, PciFunction};
 use iommu_core::sync::{Mutex, RwLock};
-use iommu_core::{HostError, InterruptRemapper, MsiSink, RouteListener, SourceId};
+use iommu_core::{HostError, RouteListener, SourceId};
 use rustix::io::Errno;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::bars::{self, Bar, Windows};
 use super::events::{Events, Token};
+use super::intx::Intx;
 use super::msi::MsiPlace;
 use super::picture::{Hardware, MsixPlace, Picture};
+use super::survey::{Survey, patient_reset};
 use super::vectors::{Host, Vectors, Ways};
 use super::walk::Bytes;
 use super::warnings::Warnings;
-use super::ways::{HostSide, InterruptShortcuts, MemorySlots};
+use super::ways::{Connections, HostSide};
 use crate::caps::Offer;
-use crate::function_file::{FunctionFile, Region, irq, region};
+use crate::function_file::{FunctionFile, Region, irq};
 use crate::object::refused;
-
-/// What a function is connected to.
-pub struct Connections {
-    /// What the guest knows it by.
-    pub source: SourceId,
-    /// The device, bound.
-    pub file: Arc<dyn FunctionFile>,
-    /// Where the guest finds the device's memory.
-    pub slots: Arc<dyn MemorySlots>,
-    /// Where interrupts go that are not led past this process.
-    pub interrupts: Arc<dyn MsiSink>,
-    /// What stands between them and the guest's CPUs.
-    pub remapper: Option<Arc<dyn InterruptRemapper>>,
-    /// Ways past this process.
-    pub shortcuts: Arc<dyn InterruptShortcuts>,
-    /// The IOMMU's side.
-    pub host: Arc<dyn HostSide>,
-}
 
 /// Something that the owner of a function has to see to: take it out ([`AssignedFunction::remove`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,10 +46,6 @@ pub enum Notice {
 
 /// No BAR answers.
 const NOWHERE: DecodedBars = [None; 6];
-/// How often a reset is tried while somebody else holds the device, and how long after.
-const RESET_TRIES: usize = 20;
-const RESET_PAUSE: Duration = Duration::from_millis(20);
-
 /// A device of the host's as a PCI function of a guest's.
 ///
 /// Off until the guest switches it on: no bus mastering, no memory, no interrupts. Dropping it resets the device.
@@ -83,35 +63,12 @@ pub struct AssignedFunction {
     config: Mutex<ConfigSpace>,
     windows: Windows,
     vectors: Vec<Vectors>,
+    line: Option<Intx>,
     events: Events,
     /// Signalled by the host: an error, a wish to have the device back.
     notices: [EventFd; 2],
     host: Arc<dyn HostSide>,
     warnings: Warnings,
-}
-
-/// What the host says about a device before it is one.
-struct Survey {
-    regions: [Region; 6],
-    config_region: Region,
-    bytes: Vec<u8>,
-    can_reset: bool,
-}
-
-impl Survey {
-    fn take(file: &dyn FunctionFile) -> Result<Self, (&'static str, Errno)> {
-        let because = |operation| move |errno| (operation, errno);
-        let can_reset = file.can_reset().map_err(because("ask about the device"))?;
-        let mut regions = [const { Region { len: 0, file_offset: 0, mappable: Vec::new() } }; 6];
-        for (index, region) in (0..region::BARS).zip(&mut regions) {
-            *region = file.region(index).map_err(because("ask about a BAR"))?;
-        }
-        let config_region = file.region(region::CONFIG).map_err(because("ask about configuration space"))?;
-        let len = usize::try_from(config_region.len).unwrap_or(usize::MAX).min(CONFIG_SIZE);
-        let mut bytes = vec![0; len];
-        file.read(&config_region, 0, &mut bytes).map_err(because("read configuration space"))?;
-        Ok(Self { regions, config_region, bytes, can_reset })
-    }
 }
 
 impl AssignedFunction {
@@ -132,7 +89,7 @@ impl AssignedFunction {
     }
 
     fn build(offer: &Offer, connections: Connections) -> Result<Self, (&'static str, Errno)> {
-        let Connections { source, file, slots, interrupts, remapper, shortcuts, host } = connections;
+        let Connections { source, file, slots, interrupts, remapper, shortcuts, line, host } = connections;
         let survey = Survey::take(&*file)?;
         let bytes = Bytes(&survey.bytes);
         if bytes.u8(header::HEADER_TYPE) & !header::MULTI_FUNCTION != 0 {
@@ -140,6 +97,8 @@ impl AssignedFunction {
         }
         let irqs = |kind| file.irqs(kind).map_err(|errno| ("ask about interrupts", errno));
         let (msi, msix) = (irqs(irq::MSI)?, irqs(irq::MSIX)?);
+        let has_line = bytes.u8(header::INTERRUPT_PIN) != 0 && irqs(irq::INTX)?.count > 0;
+        let line = line.filter(|_| has_line);
         let bars = Bar::all(&bytes, &survey.regions);
         let picture = Picture::new(&Hardware {
             bytes,
@@ -147,6 +106,7 @@ impl AssignedFunction {
             can_reset: survey.can_reset,
             msi: msi.count,
             msix: msix.count,
+            line: line.is_some(),
             offer,
         });
         let ways = Ways { source, sink: interrupts, remapper, shortcuts };
@@ -158,8 +118,9 @@ impl AssignedFunction {
         let events = || -> io::Result<_> {
             Ok((Events::new()?, [EventFd::new(EFD_NONBLOCK)?, EventFd::new(EFD_NONBLOCK)?]))
         };
-        let (events, notices) =
-            events().map_err(|e| ("make events", Errno::from_io_error(&e).unwrap_or(Errno::IO)))?;
+        let no_events = |e: io::Error| ("make events", Errno::from_io_error(&e).unwrap_or(Errno::IO));
+        let (events, notices) = events().map_err(no_events)?;
+        let line = line.map(|line| Intx::new(line, &events)).transpose().map_err(no_events)?;
         let this = Self {
             source,
             windows: Windows::new(&*file, &bars, &trapped, slots),
@@ -172,6 +133,7 @@ impl AssignedFunction {
             stopped: Mutex::default(),
             writes: Mutex::default(),
             vectors: vectors.into_iter().flatten().collect(),
+            line,
             events,
             notices,
             host,
@@ -202,6 +164,7 @@ impl AssignedFunction {
                     let table = self.vectors.iter().find(|it| it.table_number() == table);
                     table.into_iter().for_each(|it| it.signalled(vector));
                 }
+                Token::Line => self.line.iter().for_each(Intx::signalled),
                 Token::Error | Token::Request => {
                     let index = usize::from(token == Token::Request);
                     let happened = self.notices[index].read().is_ok() && self.is_there();
@@ -250,6 +213,7 @@ impl AssignedFunction {
         self.windows.follow(&NOWHERE);
         let host = Host { file, events: &self.events };
         self.vectors.iter().for_each(|it| it.reset(&host));
+        self.line.iter().for_each(|it| _ = it.switch_off(file, &self.warnings));
         if let Err(errno) = self.write_command(file, Command::DEFAULT) {
             _ = self.warnings.say(format_args!("the device is not switched off: {errno}"));
         }
@@ -270,7 +234,7 @@ impl AssignedFunction {
         }
     }
 
-    /// The device's own command register: what the guest wants, and never INTx.
+    /// The device's own command register: what the guest wants, and its interrupt line only while that is heard.
     fn write_command(&self, file: &dyn FunctionFile, command: Command) -> Result<(), Errno> {
         let stopped = self.stopped.lock();
         self.write_command_as(file, command, *stopped)
@@ -284,7 +248,9 @@ impl AssignedFunction {
         stopped: bool,
     ) -> Result<(), Errno> {
         let master = command.bus_master() && !stopped;
-        let command = command.with_interrupt_disable(true).with_io_space(false).with_bus_master(master);
+        let heard = self.line.as_ref().is_some_and(Intx::is_on);
+        let silent = command.interrupt_disable() || !heard;
+        let command = command.with_interrupt_disable(silent).with_io_space(false).with_bus_master(master);
         file.write(&self.config_region, header::COMMAND.into(), &command.raw_value().to_le_bytes())
     }
 
@@ -326,6 +292,7 @@ impl AssignedFunction {
             decoded = NOWHERE;
         }
         self.windows.follow(&decoded);
+        self.follow_line(file, &config, false);
         let host = Host { file, events: &self.events };
         if before.bus_master() != after.bus_master() {
             self.vectors.iter().for_each(|it| it.set_bus_master(after.bus_master(), &host));
@@ -343,6 +310,39 @@ impl AssignedFunction {
             let control = MsixControl::new_with_raw_value(config.u16(place.at + msix::CONTROL));
             vectors.control(control.enable(), control.function_mask(), place.vectors, &host);
         }
+        self.follow_line(file, &config, true);
+    }
+
+    /// The interrupt line is on while the guest uses the device and has no messages on: the host has one kind at a time.
+    /// To be called before messages are switched on and after they are switched off, which is when it may be.
+    fn follow_line(&self, file: &dyn FunctionFile, config: &ConfigSpace, may_begin: bool) {
+        let Some(line) = &self.line else { return };
+        let command = command(config);
+        let msi = self.picture.places.msi.as_ref().is_some_and(|place| place.is_on(config));
+        let control = |place: &MsixPlace| {
+            MsixControl::new_with_raw_value(config.u16(place.at + msix::CONTROL)).enable()
+        };
+        let msix = self.picture.places.msix.as_ref().is_some_and(control);
+        let wanted = (command.memory_space() || command.bus_master()) && !msi && !msix;
+        line.set_disabled(command.interrupt_disable());
+        let changed = if wanted {
+            may_begin && line.switch_on(file, &self.warnings)
+        } else {
+            line.switch_off(file, &self.warnings)
+        };
+        if changed && let Err(errno) = self.write_command(file, command) {
+            _ = self.warnings.say(format_args!("the device does not take its command: {errno}"));
+        }
+    }
+
+    /// Whether the device asserts its line, which drivers ask before they serve a line that is shared.
+    fn show_line(&self, file: &dyn FunctionFile, config: &mut ConfigSpace) {
+        let mut real = [0; 2];
+        // A device that cannot be asked asserts nothing.
+        let _ = file.read(&self.config_region, header::STATUS.into(), &mut real);
+        let [low, high] = config.u16(header::STATUS).to_le_bytes();
+        let asserted = real[0] & header::STATUS_INTERRUPT;
+        config.set(header::STATUS, &[low & !header::STATUS_INTERRUPT | asserted, high]);
     }
 
     fn table_of(&self, kind: u32) -> Option<&Vectors> {
@@ -364,17 +364,6 @@ impl AssignedFunction {
     }
 }
 
-/// Resets; waits a while for others who hold the device.
-fn patient_reset(file: &dyn FunctionFile) -> Result<(), Errno> {
-    for _ in 1..RESET_TRIES {
-        match file.reset() {
-            Err(Errno::AGAIN | Errno::BUSY) => std::thread::sleep(RESET_PAUSE),
-            result => return result,
-        }
-    }
-    file.reset()
-}
-
 fn command(config: &ConfigSpace) -> Command {
     Command::new_with_raw_value(config.u16(header::COMMAND))
 }
@@ -387,6 +376,9 @@ impl PciFunction for AssignedFunction {
             let mut pending = [0; 4];
             vectors.read_pending(0, &mut pending);
             place.set_pending(&mut config, u32::from_le_bytes(pending));
+        }
+        if self.line.is_some() && offset <= header::STATUS {
+            self.show_line(&*file, &mut config);
         }
         config.read(offset, data);
         drop(config);
@@ -466,6 +458,14 @@ impl RouteListener for AssignedFunction {
         if let Some(file) = self.current() {
             let host = Host { file: &*file, events: &self.events };
             self.vectors.iter().for_each(|it| it.refresh(&host));
+        }
+    }
+}
+
+impl EndOfInterrupt for AssignedFunction {
+    fn ended(&self) {
+        if let (Some(line), Some(file)) = (&self.line, self.current()) {
+            line.ended(&*file);
         }
     }
 }

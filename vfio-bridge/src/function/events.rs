@@ -11,6 +11,8 @@ use vmm_sys_util::eventfd::EventFd;
 pub(super) enum Token {
     /// A vector: table and number.
     Vector(u16, u16),
+    /// The interrupt line.
+    Line,
     /// The device reported an error.
     Error,
     /// The host wants it back.
@@ -23,6 +25,7 @@ impl Token {
             Self::Vector(table, vector) => u64::from(table) << 16 | u64::from(vector),
             Self::Error => 1 << 32,
             Self::Request => 1 << 33,
+            Self::Line => 1 << 34,
         }
     }
 
@@ -31,7 +34,8 @@ impl Token {
         match notice {
             0 => Self::Vector(u16::from_le_bytes([t0, t1]), u16::from_le_bytes([v0, v1])),
             1 => Self::Error,
-            _ => Self::Request,
+            2 => Self::Request,
+            _ => Self::Line,
         }
     }
 }

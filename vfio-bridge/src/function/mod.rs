@@ -11,24 +11,28 @@
 //! | `walk` | the two lists of capabilities, as they are found |
 //! | `picture` `extended` | configuration space as the guest finds it, and where things are in it |
 //! | `bars` | sizes, what is mapped, where it is shown |
+//! | `survey` | what a device is like, before it is one |
 //! | `vectors` `msi` | MSI-X and MSI: what is masked, what is pending, which event leads where |
+//! | `intx` | the interrupt line, for drivers that use no messages |
 //! | `warnings` | what a guest may fill a log with: little |
 //! | `events` | what a machine's event loop has to wait for |
 //! | `assigned` | [`AssignedFunction`]: all of it together |
 //!
-//! Not there: INTx (the function has no interrupt pin), I/O BARs, expansion ROM, real power states, virtual functions
+//! Not there: I/O BARs, expansion ROM, real power states, virtual functions
 //! of the guest's own, peer-to-peer mappings of BARs.
 
 mod assigned;
 mod bars;
 mod events;
 mod extended;
+mod intx;
 mod msi;
 mod picture;
+mod survey;
 mod vectors;
 mod walk;
 mod warnings;
 mod ways;
 
-pub use assigned::{AssignedFunction, Connections, Notice};
-pub use ways::{HostSide, InterruptShortcuts, MemorySlots, Shortcut, Shown};
+pub use assigned::{AssignedFunction, Notice};
+pub use ways::{Connections, HostSide, InterruptShortcuts, MemorySlots, Shortcut, Shown};

@@ -24,6 +24,8 @@ pub(super) struct Hardware<'a> {
     /// How many interrupts of each kind the host gives.
     pub(super) msi: u32,
     pub(super) msix: u32,
+    /// It has an interrupt line, and there is one for it to the guest.
+    pub(super) line: bool,
     pub(super) offer: &'a Offer,
 }
 
@@ -125,6 +127,10 @@ impl Picture {
             }
         }
         config.open_header();
+        if hardware.line {
+            // Whatever the device's own is: in the guest it is alone in its slot.
+            config.set(header::INTERRUPT_PIN, &[1]);
+        }
         for bar in hardware.bars.iter().flatten() {
             bar.install(config);
         }

@@ -3,10 +3,32 @@
 use std::io;
 use std::sync::Arc;
 
-use iommu_core::{Msi, SourceId};
+use devices::irq::IrqLine;
+use iommu_core::{InterruptRemapper, Msi, MsiSink, SourceId};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::function_file::FunctionFile;
 use crate::memory::DeviceMemory;
+
+/// What a function is connected to.
+pub struct Connections {
+    /// What the guest knows it by.
+    pub source: SourceId,
+    /// The device, bound.
+    pub file: Arc<dyn FunctionFile>,
+    /// Where the guest finds the device's memory.
+    pub slots: Arc<dyn MemorySlots>,
+    /// Where interrupts go that are not led past this process.
+    pub interrupts: Arc<dyn MsiSink>,
+    /// What stands between them and the guest's CPUs.
+    pub remapper: Option<Arc<dyn InterruptRemapper>>,
+    /// Ways past this process.
+    pub shortcuts: Arc<dyn InterruptShortcuts>,
+    /// Where its interrupt line leads, if it has one. Whoever gives one calls [`EndOfInterrupt`] of the function.
+    pub line: Option<Arc<dyn IrqLine>>,
+    /// The IOMMU's side.
+    pub host: Arc<dyn HostSide>,
+}
 
 /// Memory that a guest sees; it sees it no longer when this is dropped.
 pub type Shown = Box<dyn Send + Sync>;

@@ -130,6 +130,11 @@ impl FunctionFile for FunctionHandle {
         self.irq_set(&words)
     }
 
+    fn unmask_irqs(&self, kind: u32) -> Result<()> {
+        let flags = c::VFIO_IRQ_SET_DATA_NONE | c::VFIO_IRQ_SET_ACTION_UNMASK;
+        self.irq_set(&[IRQ_SET_BYTES, flags, kind, 0, 1])
+    }
+
     fn disable_irqs(&self, kind: u32) -> Result<()> {
         let flags = c::VFIO_IRQ_SET_DATA_NONE | c::VFIO_IRQ_SET_ACTION_TRIGGER;
         self.irq_set(&[IRQ_SET_BYTES, flags, kind, 0, 0])
@@ -193,6 +198,7 @@ mod tests {
             ("region", function.region(0).err()),
             ("interrupts", function.irqs(2).err()),
             ("set interrupts", function.set_irqs(2, 0, &[None]).err()),
+            ("unmask", function.unmask_irqs(0).err()),
             ("no interrupts", function.disable_irqs(2).err()),
             ("reset", function.reset().err()),
         ];

@@ -77,7 +77,7 @@ pub struct FaultRecord {
     pub addr: u64,
     /// Hint, in bytes; 0 today.
     pub length: u32,
-    /// Names the group in the response. Never 0.
+    /// Names the group in the response. Any number: Linux begins with 1, but also gives 0 once that was answered.
     pub cookie: u32,
 }
 

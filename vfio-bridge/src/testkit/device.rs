@@ -51,7 +51,9 @@ impl World {
             Some(Object::Ioas(_) | Object::Paging { .. } | Object::Nested { .. }) => {}
             Some(_) => return Err(Errno::INVAL),
         }
-        if pasid == Some(0) || pasid.is_some_and(|pasid| pasid >> state.info.max_pasid_log2 != 0) {
+        // A device that cannot send PASIDs is not looked at.
+        let width = state.info.max_pasid_log2;
+        if pasid == Some(0) || width != 0 && pasid.is_some_and(|pasid| pasid >> width != 0) {
             return Err(Errno::INVAL);
         }
         // Both ways: a PASID beside requests without PASID, and these beside a PASID.
@@ -67,8 +69,7 @@ impl World {
     }
 
     fn has_faults(&self, table: Option<u32>) -> bool {
-        let object = table.and_then(|table| self.objects.get(&table));
-        matches!(object, Some(Object::Nested { faults: Some(_), .. }))
+        table.and_then(|table| self.objects.get(&table)?.faults()).is_some()
     }
 
     /// Requests without PASID: a table takes its own reference to a fault queue and forgets that of the one before, and
@@ -121,7 +122,9 @@ impl World {
         }
         let state = &mut self.devices[device];
         state.books.insert(pasid, table);
-        state.hardware.insert(pasid, table);
+        if pasid.is_none() || state.info.max_pasid_log2 != 0 {
+            state.hardware.insert(pasid, table);
+        }
         Ok(())
     }
 

@@ -48,8 +48,8 @@ impl World {
 
     /// The kernel answers what came through an attachment to a page table.
     pub(super) fn answer_attachment(&mut self, table: u32, device: usize, pasid: Option<u32>) {
-        if let Some(Object::Nested { faults: Some(queue), .. }) = self.objects.get(&table) {
-            self.answer_where(*queue, |group| group.device == device && group.pasid == pasid);
+        if let Some(queue) = self.objects.get(&table).and_then(Object::faults) {
+            self.answer_where(queue, |group| group.device == device && group.pasid == pasid);
         }
     }
 }
@@ -79,10 +79,7 @@ impl FakeKernel {
         let pasid = pasid.filter(|pasid| *pasid != 0);
         // By the kernel's books, and only if the hardware walks a table at all.
         let table = state.books.get(&pasid).filter(|_| state.hardware.contains_key(&pasid));
-        let queue = match table.and_then(|table| world.objects.get(table)) {
-            Some(Object::Nested { faults: Some(queue), .. }) => *queue,
-            _ => 0,
-        };
+        let queue = table.and_then(|table| world.objects.get(table)?.faults()).unwrap_or(0);
         let group = Group { number, device, pasid, records };
         match world.queue(queue) {
             Some(queue) => {
@@ -132,7 +129,7 @@ impl FaultFile for FakeFaults {
                 break;
             };
             // The lowest number that is free: numbers come back as soon as they can.
-            let cookie = (1..).find(|c| !queue.read.contains_key(c)).unwrap_or(queue.next_cookie);
+            let cookie = (queue.lowest..).find(|c| !queue.read.contains_key(c)).ok_or(Errno::BUSY)?;
             let records = group.records.iter().map(|record| FaultRecord { cookie, ..*record });
             for (place, record) in room.chunks_mut(FaultRecord::BYTES).zip(records) {
                 place.copy_from_slice(record.as_bytes());
@@ -157,6 +154,10 @@ impl FaultFile for FakeFaults {
             let response = FaultResponse::read_from_bytes(bytes).map_err(|_| Errno::FAULT)?;
             let known = response.code <= FaultResponse::INVALID;
             let queue = world.queue(self.id).ok_or(Errno::BADF)?;
+            if known && response.cookie == 0 {
+                // Linux lets go of number 0 then, which it had set aside.
+                queue.lowest = 0;
+            }
             let group = if known { queue.read.remove(&response.cookie) } else { None };
             match group {
                 Some(group) => world.answer(&group, Answer::Written(response.code)),

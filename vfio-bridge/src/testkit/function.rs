@@ -32,6 +32,8 @@ pub struct Model {
     pub can_reset: bool,
     /// It tells errors, and the host's wishes.
     pub notices: bool,
+    /// It has an interrupt line.
+    pub line: bool,
 }
 
 /// Offsets in the configuration space of [`Model::endpoint`].
@@ -110,6 +112,7 @@ impl Model {
             dynamic: true,
             can_reset: true,
             notices: true,
+            line: true,
         }
     }
 }
@@ -121,6 +124,8 @@ pub enum Did {
     Command(u16),
     /// Interrupts of a kind were given events: kind, first, how many.
     Irqs(u32, u32, usize),
+    /// The interrupt line was unmasked.
+    Unmasked,
     /// A kind was switched off.
     IrqsOff(u32),
     /// It was reset.
@@ -133,6 +138,8 @@ struct State {
     /// By kind and number.
     events: [Vec<Option<EventFd>>; 5],
     did: Vec<Did>,
+    /// The device asserts its interrupt line; the host has masked it.
+    line: (bool, bool),
     /// Bytes of configuration space that were written, the command register left out.
     written: Vec<u16>,
 }
@@ -146,6 +153,9 @@ pub struct FakeFunction {
 
 const COMMAND: u64 = 4;
 const COMMAND_MEMORY: u8 = 1 << 1;
+const COMMAND_INTERRUPT_DISABLE: u8 = 1 << 2;
+const STATUS: u16 = 6;
+const STATUS_INTERRUPT: u8 = 1 << 3;
 
 impl FakeFunction {
     /// A device of a kernel, whose calls can be made to fail.
@@ -159,7 +169,14 @@ impl FakeFunction {
             let file = File::from(memfd_create("bar", MemfdFlags::CLOEXEC).ok().filter(|_| len > 0)?);
             file.set_len(len.max(4096)).ok().map(|()| file)
         });
-        let state = State { model, memory, events: Default::default(), did: Vec::new(), written: Vec::new() };
+        let state = State {
+            model,
+            memory,
+            events: Default::default(),
+            did: Vec::new(),
+            line: (false, false),
+            written: Vec::new(),
+        };
         Self { kernel: kernel.clone(), state: Arc::new(Mutex::new(state)) }
     }
 
@@ -188,6 +205,15 @@ impl FakeFunction {
         event.is_some_and(|event| event.as_ref().is_some_and(|event| event.write(1).is_ok()))
     }
 
+    /// The device asserts its interrupt line, or does no longer. The host takes notice if it may.
+    pub fn assert_line(&self, asserted: bool) {
+        let mut state = self.state.lock();
+        state.line.0 = asserted;
+        let status = &mut state.model.config[usize::from(STATUS)];
+        *status = *status & !STATUS_INTERRUPT | if asserted { STATUS_INTERRUPT } else { 0 };
+        state.tell_line();
+    }
+
     /// How many vectors of a kind have events.
     #[must_use]
     pub fn heard(&self, kind: u32) -> usize {
@@ -205,10 +231,23 @@ impl FakeFunction {
 impl State {
     fn count(&self, kind: u32) -> u32 {
         match kind {
+            irq::INTX => u32::from(self.model.line),
             irq::MSI => self.model.vectors[0],
             irq::MSIX => self.model.vectors[1],
             irq::ERROR | irq::REQUEST => u32::from(self.model.notices),
             _ => 0,
+        }
+    }
+
+    /// The host hears the line: once, then it is masked.
+    fn tell_line(&mut self) {
+        let disabled = self.model.config[5] & COMMAND_INTERRUPT_DISABLE != 0;
+        let event = self.events[irq::INTX as usize].first().and_then(Option::as_ref);
+        if self.line == (true, false)
+            && !disabled
+            && let Some(event) = event
+        {
+            self.line.1 = event.write(1).is_ok();
         }
     }
 
@@ -274,7 +313,13 @@ impl FunctionFile for FakeFunction {
         let bytes = state.model.config.get_mut(start..start + data.len()).ok_or(Errno::INVAL)?;
         bytes.copy_from_slice(data);
         match (offset, data) {
-            (COMMAND, &[low, high]) => state.did.push(Did::Command(u16::from_le_bytes([low, high]))),
+            (COMMAND, &[low, high]) => {
+                state.did.push(Did::Command(u16::from_le_bytes([low, high])));
+                if high & COMMAND_INTERRUPT_DISABLE == 0 {
+                    state.line.1 = false;
+                    state.tell_line();
+                }
+            }
             _ => {
                 let end = offset + data.len() as u64;
                 state.written.extend((offset..end).filter_map(|at| u16::try_from(at).ok()));
@@ -299,13 +344,14 @@ impl FunctionFile for FakeFunction {
         let mut state = self.enter(Call::SetIrqs)?;
         let first = start as usize;
         let end = first + events.len();
-        let exclusive = matches!(kind, irq::MSI | irq::MSIX);
-        let other = if kind == irq::MSI { irq::MSIX } else { irq::MSI };
+        let kinds = [irq::INTX, irq::MSI, irq::MSIX];
+        let exclusive = kinds.contains(&kind);
+        let other_on = kinds.iter().any(|other| *other != kind && state.is_on(*other));
         let on = state.is_on(kind);
         let grows = on && end > state.events[kind as usize].len();
         let dynamic = kind == irq::MSIX && state.model.dynamic;
         if end > state.count(kind) as usize
-            || exclusive && state.is_on(other)
+            || exclusive && other_on
             || exclusive && !on && start != 0
             || grows && !dynamic
         {
@@ -319,6 +365,24 @@ impl FunctionFile for FakeFunction {
             *slot = event.and_then(|event| event.try_clone().ok());
         }
         state.did.push(Did::Irqs(kind, start, events.len()));
+        if kind == irq::INTX {
+            state.line.1 = false;
+            state.tell_line();
+        }
+        Ok(())
+    }
+
+    fn unmask_irqs(&self, kind: u32) -> Result<()> {
+        let mut state = self.enter(Call::UnmaskIrqs)?;
+        if kind != irq::INTX {
+            return Err(Errno::NOTTY);
+        }
+        if !state.is_on(kind) {
+            return Err(Errno::INVAL);
+        }
+        state.did.push(Did::Unmasked);
+        state.line.1 = false;
+        state.tell_line();
         Ok(())
     }
 

@@ -8,7 +8,9 @@ use zerocopy::FromBytes as _;
 use super::faults::FakeFaults;
 use super::space::{LAST, Space, usable};
 use super::{Call, Damage, FakeKernel, Object, Queue, World};
-use crate::kernel::{Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial, Result};
+use crate::kernel::{
+    Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial, Payload, Result,
+};
 use crate::memory::{HostRange, INTERRUPT_WINDOW};
 use crate::sys::uapi::{HWPT_DATA_VTD_S1, INVALIDATE_DATA_VTD_S1, VtdS1, VtdS1Invalidate};
 
@@ -22,7 +24,7 @@ impl World {
     /// Whether something refers to an object.
     fn is_busy(&self, id: u32) -> bool {
         let of_object = |object: &Object| match object {
-            Object::Paging { ioas, .. } => *ioas == id,
+            Object::Paging { ioas, faults, .. } => *ioas == id || *faults == Some(id),
             Object::Nested { parent, faults, .. } => *parent == id || *faults == Some(id),
             Object::Ioas(_) | Object::FaultQueue(_) | Object::Device(_) => false,
         };
@@ -37,13 +39,37 @@ impl World {
     }
 
     fn paging(&mut self, request: &HwptAlloc<'_>) -> Result<Object> {
-        if request.fault_queue.is_some() || request.nest_parent && !self.supports_nesting {
+        let recoverable_parent = request.nest_parent && request.fault_queue.is_some();
+        let cannot_nest = request.nest_parent && !self.supports_nesting;
+        if request.data.is_some() || recoverable_parent || cannot_nest {
             return Err(Errno::OPNOTSUPP);
         }
-        if self.space(request.parent.0)?.has(&BEYOND) {
+        let space = self.space(request.parent.0)?;
+        if space.has(&BEYOND) {
             return Err(Errno::ADDRINUSE);
         }
-        Ok(Object::Paging { ioas: request.parent.0, pasid: request.pasid, nest: request.nest_parent })
+        if request.nest_parent && space.has_read_only() {
+            return Err(Errno::INVAL);
+        }
+        Ok(Object::Paging {
+            ioas: request.parent.0,
+            pasid: request.pasid,
+            nest: request.nest_parent,
+            faults: self.fault_queue_of(request)?,
+        })
+    }
+
+    fn fault_queue_of(&self, request: &HwptAlloc<'_>) -> Result<Option<u32>> {
+        let Some(ObjectId(id)) = request.fault_queue else { return Ok(None) };
+        let known = matches!(self.objects.get(&id), Some(Object::FaultQueue(_)));
+        if known { Ok(Some(id)) } else { Err(Errno::NOENT) }
+    }
+
+    /// Whether read-only mappings are refused: VT-d hosts allow none below nested tables.
+    fn is_nest_parent(&self, ioas: u32) -> bool {
+        let feeds =
+            |object: &Object| matches!(object, Object::Paging { ioas: fed, nest: true, .. } if *fed == ioas);
+        self.objects.values().any(feeds)
     }
 
     pub(super) fn space(&mut self, ioas: u32) -> Result<&mut Space> {
@@ -71,18 +97,20 @@ impl World {
         if space.has(&INTERRUPT_WINDOW) || space.has(&BEYOND) { Err(Errno::ADDRINUSE) } else { Ok(()) }
     }
 
-    fn nested(&self, request: &HwptAlloc<'_>) -> Result<Object> {
+    /// On a page table, which is a parent or not.
+    fn nested(&self, request: &HwptAlloc<'_>, nest: bool) -> Result<Object> {
         let data = request.data.as_ref().ok_or(Errno::OPNOTSUPP)?;
-        if request.nest_parent || data.kind != HWPT_DATA_VTD_S1 {
+        if request.nest_parent {
+            return Err(Errno::OPNOTSUPP);
+        }
+        if !nest {
+            return Err(Errno::INVAL);
+        }
+        if data.kind != HWPT_DATA_VTD_S1 {
             return Err(Errno::OPNOTSUPP);
         }
         let table = VtdS1::read_from_bytes(data.bytes).map_err(|_| Errno::INVAL)?;
-        let faults = request.fault_queue.map(|queue| queue.0);
-        if let Some(id) = faults
-            && !matches!(self.objects.get(&id), Some(Object::FaultQueue(_)))
-        {
-            return Err(Errno::NOENT);
-        }
+        let faults = self.fault_queue_of(request)?;
         Ok(Object::Nested { parent: request.parent.0, table, pasid: request.pasid, faults })
     }
 
@@ -142,6 +170,9 @@ impl Kernel for FakeKernel {
     ) -> Result<()> {
         let mut world = self.world();
         world.enter(Call::IoasMap).map_err(|f| f.errno)?;
+        if world.is_nest_parent(ioas.0) && !permissions.write {
+            return Err(Errno::INVAL);
+        }
         let used = world.is_used(ioas.0);
         world.space(ioas.0)?.map(iova, memory.len_bytes(), (memory.host_address(), permissions), used)
     }
@@ -208,13 +239,17 @@ impl Kernel for FakeKernel {
         if request.pasid && !world.supports_pasid {
             return Err(Errno::OPNOTSUPP);
         }
+        let shapeless = |data: &Payload<'_>| (data.kind == 0) != data.bytes.is_empty();
+        if request.data.as_ref().is_some_and(shapeless) {
+            return Err(Errno::INVAL);
+        }
         let Some(Object::Device(device)) = world.objects.get(&request.device.0) else {
             return Err(Errno::NOENT);
         };
         let unit = world.devices[*device].unit;
         let object = match world.objects.get(&request.parent.0) {
             Some(Object::Ioas(_)) => world.paging(request)?,
-            Some(Object::Paging { nest: true, .. }) => world.nested(request)?,
+            Some(Object::Paging { nest, .. }) => world.nested(request, *nest)?,
             _ => return Err(Errno::INVAL),
         };
         let id = world.insert(object);
@@ -259,7 +294,7 @@ impl Kernel for FakeKernel {
             open: true,
             unread: Default::default(),
             read: Default::default(),
-            next_cookie: 1,
+            lowest: 1,
             event,
         }));
         Ok((ObjectId(id), Box::new(FakeFaults::new(self.clone(), id, shown))))

@@ -12,6 +12,7 @@ mod device;
 mod faults;
 mod function;
 mod iommufd;
+pub mod rules;
 mod space;
 mod yes;
 
@@ -82,6 +83,8 @@ pub enum Call {
     IrqInfo,
     /// `VFIO_DEVICE_SET_IRQS` with events.
     SetIrqs,
+    /// `VFIO_DEVICE_SET_IRQS` that unmasks.
+    UnmaskIrqs,
     /// `VFIO_DEVICE_SET_IRQS` with none.
     DisableIrqs,
     /// `VFIO_DEVICE_RESET`.
@@ -178,6 +181,7 @@ enum Object {
         ioas: u32,
         pasid: bool,
         nest: bool,
+        faults: Option<u32>,
     },
     Nested {
         parent: u32,
@@ -200,6 +204,14 @@ impl Object {
             Self::Device(_) => "device",
         }
     }
+
+    /// The fault queue of a page table.
+    fn faults(&self) -> Option<u32> {
+        match self {
+            Self::Paging { faults, .. } | Self::Nested { faults, .. } => *faults,
+            Self::Ioas(_) | Self::FaultQueue(_) | Self::Device(_) => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -207,7 +219,8 @@ struct Queue {
     open: bool,
     unread: VecDeque<Group>,
     read: BTreeMap<u32, Group>,
-    next_cookie: u32,
+    /// Cookies count from here.
+    lowest: u32,
     /// Set while something is unread.
     event: OwnedFd,
 }

@@ -40,6 +40,11 @@ impl Space {
         !self.overlapping(range).is_empty()
     }
 
+    /// Whether some of it may not be written.
+    pub(super) fn has_read_only(&self) -> bool {
+        self.0.values().any(|mapped| !mapped.permissions.write)
+    }
+
     /// Maps; `used`: a page table is fed by it, so that what hardware cannot do shows.
     pub(super) fn map(
         &mut self,

@@ -175,7 +175,23 @@ pub(crate) fn offer() -> Offer {
     }
 }
 
+/// An interrupt line: whether it is asserted, and how often that changed.
+#[derive(Default)]
+pub(crate) struct Line {
+    pub(crate) asserted: AtomicBool,
+    pub(crate) edges: AtomicUsize,
+}
+
+impl devices::irq::IrqLine for Line {
+    fn set(&self, asserted: bool) {
+        let before = self.asserted.swap(asserted, Ordering::Relaxed);
+        self.edges.fetch_add(usize::from(before != asserted), Ordering::Relaxed);
+    }
+}
+
 pub(crate) struct Rig {
+    /// `None`: the machine has none for the device.
+    pub(crate) line: Option<Arc<Line>>,
     pub(crate) kernel: FakeKernel,
     pub(crate) device: FakeFunction,
     pub(crate) slots: Arc<Slots>,
@@ -189,6 +205,7 @@ impl Rig {
     pub(crate) fn with(model: Model) -> Self {
         let kernel = FakeKernel::new();
         Self {
+            line: None,
             device: FakeFunction::new(&kernel, model),
             kernel,
             slots: Arc::default(),
@@ -208,6 +225,7 @@ impl Rig {
             interrupts: Arc::new(sink),
             remapper: Some(self.remapper.clone()),
             shortcuts: self.ways.clone(),
+            line: self.line.clone().map(|line| line as Arc<dyn devices::irq::IrqLine>),
             host: self.side.clone(),
         };
         AssignedFunction::new(offer, connections)

@@ -2,7 +2,7 @@
 
 use devices::svm::SvmConfig;
 use devices::svm::misbehaviour::{Kind, PlanError};
-use devices::svm::spec::{DEPTH_LOG2, MAX_QUEUES};
+use devices::svm::spec::{DEPTH_LOG2, MAX_ENGINES, MAX_QUEUES};
 
 use super::complaint::Complaint;
 use super::units::{Placement, UnitSpec};
@@ -57,8 +57,10 @@ fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
                 config.depth_log2 = depth_log2(value)
                     .ok_or_else(|| complaint("not a depth", "give a power of two from 2 to 1024"))?
             }
+            "engines" => config.engines = u8::try_from(number(MAX_ENGINES.into())?).unwrap_or(MAX_ENGINES),
             "ats" => config.ats = switch()?,
             "pri" => config.pri = switch()?,
+            "pasid-bits" => config.pasid_bits = u8::try_from(number(20)?).unwrap_or(20),
             "misbehave" => config
                 .misbehaviour
                 .add(value)
@@ -70,7 +72,7 @@ fn parse(options: &[String]) -> Result<SvmConfig, Complaint> {
             _ => {
                 return Err(complaint(
                     "unknown",
-                    "known are queues, depth, ats, pri, misbehave, seed, iommu, rmrr-mib and satc",
+                    "known are queues, depth, engines, ats, pri, pasid-bits, misbehave, seed, iommu, rmrr-mib and satc",
                 ));
             }
         }
@@ -116,6 +118,14 @@ mod tests {
         expected.misbehaviour.set(Kind::LateInvalidation, Setting { how: How::OneIn(20), argument: 200 });
         expected.misbehaviour.set(Kind::WrongGroup, Setting { how: How::Count(3), argument: 0 });
         assert_eq!(config, expected);
+    }
+
+    #[test]
+    fn few_pasids() {
+        assert_eq!(parsed("pasid-bits=5"), Ok(SvmConfig { pasid_bits: 5, ..SvmConfig::default() }));
+        for text in ["pasid-bits=0", "pasid-bits=21", "pasid-bits=x"] {
+            assert!(parsed(text).expect_err(text).to_string().contains("give 1 to 20"), "{text}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use devices::ioapic::IoApic;
 use devices::pci::PciRoot;
 use iommu_core::{Domain, DomainId, SourceId};
 use vfio_bridge::choice::Bridge;
@@ -16,18 +17,25 @@ use crate::config::{Complaint, reasons};
 use crate::iommu::Iommu;
 use crate::kvm::routing::{KvmShortcuts, Routing};
 use crate::kvm::slots::KvmSlots;
-use crate::layout::PCI_MMIO32;
+use crate::layout::{PCI_MMIO32, gsi};
 use crate::units::Units;
 
 /// Ways into the guest.
 pub(crate) struct Connector {
-    pub(crate) slots: Arc<KvmSlots>,
-    pub(crate) shortcuts: Arc<KvmShortcuts>,
+    slots: Arc<KvmSlots>,
+    shortcuts: Arc<KvmShortcuts>,
+    /// Where interrupt lines lead.
+    ioapic: Arc<IoApic>,
 }
 
 impl Connector {
-    pub(crate) fn new(slots: KvmSlots, routing: Arc<Routing>, vm: Arc<kvm_ioctls::VmFd>) -> Self {
-        Self { slots: Arc::new(slots), shortcuts: Arc::new(KvmShortcuts::new(routing, vm)) }
+    pub(crate) fn new(
+        slots: KvmSlots,
+        routing: Arc<Routing>,
+        vm: Arc<kvm_ioctls::VmFd>,
+        ioapic: Arc<IoApic>,
+    ) -> Self {
+        Self { slots: Arc::new(slots), shortcuts: Arc::new(KvmShortcuts::new(routing, vm)), ioapic }
     }
 
     /// Puts all devices on the bus; what the event loop is to serve.
@@ -71,6 +79,7 @@ impl Connector {
         let refused = |error: &_| Refusal::of(&thing, None, error).complaint;
         let behind = units.place(source, &placement);
         let iommu = behind.iommu().cloned();
+        let pin = gsi::of_inta(source.devfn() >> 3);
         let connections = Connections {
             source,
             file: Arc::new(function),
@@ -78,9 +87,12 @@ impl Connector {
             interrupts: behind.interrupts.clone(),
             remapper: iommu.as_ref().and_then(Iommu::remapper),
             shortcuts: self.shortcuts.clone(),
+            line: self.ioapic.line(pin),
             host: Arc::new(UnitSide { host: host.clone(), iommu: iommu.clone() }),
         };
         let function = AssignedFunction::new(&offer, connections).map_err(|error| refused(&error))?;
+        let done: Weak<AssignedFunction> = Arc::downgrade(&function);
+        self.ioapic.on_end(pin, done);
         check_room(&thing, function.bar_lengths(), PCI_MMIO32.len)?;
         match &iommu {
             Some(iommu) => {

@@ -12,5 +12,6 @@ mod random;
 mod registers;
 mod rig;
 mod shared;
+mod sizes;
 mod storm;
 mod translation;

@@ -7,6 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 use zerocopy::FromBytes;
 
 use super::rig::{INTERRUPT, RECORDS, Rig, control_page, copy, until};
+use crate::pci::PciFunction;
 use crate::svm::spec::{Descriptor, Status};
 
 #[test]
@@ -88,6 +89,33 @@ fn interrupts_follow_the_flag_and_the_register() {
     rig.run(Descriptor { flags: INTERRUPT, ..Default::default() });
     rig.until_idle(0);
     assert_eq!(sent(), [2, 1, 1], "off, then a vector that does not exist");
+}
+
+#[test]
+fn a_masked_vector_is_pending_until_it_is_unmasked() {
+    let rig = Rig::new();
+    let sent = || rig.msi.sent.lock().iter().map(|(_, msi)| msi.data).collect::<Vec<_>>();
+    let mask = |masked: u8| rig.function.bar_write(1, 16 + 12, &[masked]);
+    let pending = || {
+        let mut bits = [0];
+        rig.function.bar_read(1, 0x800, &mut bits);
+        bits[0]
+    };
+    mask(1);
+    for _ in 0..3 {
+        rig.run(Descriptor { flags: INTERRUPT, ..Descriptor::default() });
+    }
+    rig.until_idle(0);
+    rig.run(Descriptor::default());
+    assert_eq!((sent(), pending()), (vec![], 1 << 1));
+    mask(0);
+    assert_eq!((sent(), pending()), (vec![1], 0), "once, for all three");
+    // The vector of commands is masked alone.
+    rig.function.bar_write(1, 12, &[1]);
+    rig.write32(0x20, 1 | 1 << 5);
+    rig.run(Descriptor { flags: INTERRUPT, ..Descriptor::default() });
+    rig.until_idle(0);
+    assert_eq!((sent(), pending()), (vec![1, 1], 1));
 }
 
 #[test]

@@ -1,29 +1,66 @@
-//! Whatever a guest writes wherever: no panic, and the device still works afterwards.
+//! Whatever a guest writes wherever: no panic, no work that never ends, nothing written outside the address space, and
+//! the device still works afterwards.
 
-use iommu_core::{PageRequestOutcome, ResponseCode};
+use iommu_core::{PageRequestOutcome, PageResponse, ResponseCode};
 use proptest::prelude::*;
 
-use super::rig::{Rig, control_page, portal_page, response};
+use super::rig::{MEMORY_BYTES, PASID, RECORDS, Rig, control_page, portal_page, response, window_page};
 use crate::pci::PciFunction;
+use crate::svm::spec::Descriptor;
+use iommu_core::testkit::Page;
+use vm_memory::{Bytes, GuestAddress};
+use zerocopy::IntoBytes;
+
+/// Where the pages that steps map are in memory.
+const OWN: u64 = 0x80_0000;
+/// As many as there are.
+const OWN_BYTES: u64 = 0x1_3000;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Write { bar: u8, offset: u64, data: Vec<u8> },
-    Read { bar: u8, offset: u64, length: usize },
-    Config { offset: u16, data: Vec<u8> },
-    Respond { group: u16, code: ResponseCode },
-    Invalidate { page: u64 },
-    Map { page: u64 },
-    Unmap { page: u64 },
+    Write {
+        bar: u8,
+        offset: u64,
+        data: Vec<u8>,
+    },
+    Read {
+        bar: u8,
+        offset: u64,
+        length: usize,
+    },
+    Config {
+        offset: u16,
+        data: Vec<u8>,
+    },
+    Respond {
+        group: u16,
+        code: ResponseCode,
+    },
+    Invalidate {
+        page: u64,
+    },
+    Map {
+        page: u64,
+    },
+    Unmap {
+        page: u64,
+    },
+    /// A descriptor that makes some sense, through a page of BAR0.
+    Submit {
+        at: u64,
+        descriptor: Descriptor,
+    },
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let data = || prop::collection::vec(prop_oneof![any::<u8>(), 0_u8..7], 1..=8);
+    let data = || prop::collection::vec(prop_oneof![any::<u8>(), 0_u8..10], 1..=8);
     let register = || {
         prop_oneof![
             4 => (0_u8..2, 0_u64..0x48).prop_map(|(q, at)| portal_page(q) + at),
             2 => (0_u8..2, 0_u64..0x60).prop_map(|(q, at)| control_page(q) + at),
-            1 => 0_u64..0x100,
+            2 => (0_u8..4, 0_u64..0x50).prop_map(|(w, at)| window_page(w) + at),
+            1 => 0_u64..0x140,
+            1 => 0x800_u64..0x840,
             1 => 0_u64..0x3_fff8,
         ]
     };
@@ -31,7 +68,8 @@ fn step() -> impl Strategy<Value = Step> {
         prop_oneof![Just(ResponseCode::Success), Just(ResponseCode::Invalid), Just(ResponseCode::Failure)];
     prop_oneof![
         6 => (register(), data()).prop_map(|(offset, data)| Step::Write { bar: 0, offset, data }),
-        3 => (0_u8..2, 0_usize..8).prop_map(|(q, fill)| Step::Write {
+        4 => (page(), descriptor()).prop_map(|(at, descriptor)| Step::Submit { at, descriptor }),
+        3 => (0_u8..2, 0_usize..10).prop_map(|(q, fill)| Step::Write {
             bar: 0, offset: portal_page(q) + 0x38, data: vec![u8::try_from(fill).unwrap(); 8]
         }),
         1 => (0_u64..0xff8, data()).prop_map(|(offset, data)| Step::Write { bar: 1, offset, data }),
@@ -45,6 +83,31 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Portals and windows.
+fn page() -> impl Strategy<Value = u64> {
+    prop_oneof![(0_u8..2).prop_map(portal_page), (0_u8..3).prop_map(window_page)]
+}
+
+/// Over the pages that steps map, and a little beyond.
+fn descriptor() -> impl Strategy<Value = Descriptor> {
+    let fields = (0_u8..10, 0_u8..32, 0_u8..20, 0_u64..32);
+    let spans = (0_u64..0x1_2000, 0_u64..0x1_2000, 0_u64..0x9000);
+    (fields, spans).prop_map(|((opcode, flags, ahead, record), (source, destination, length))| {
+        let is_batch = opcode == 6;
+        Descriptor {
+            opcode,
+            flags,
+            ahead,
+            record: (RECORDS + record * 16).into(),
+            source: (if is_batch { source & !0x3f } else { source }).into(),
+            destination: destination.into(),
+            length: (if is_batch { length % 200 } else { length }).into(),
+            operand: (length % 2).into(),
+            ..Descriptor::default()
+        }
+    })
+}
+
 fn apply(rig: &Rig, step: &Step) {
     let iova = |page: &u64| page * 0x1000;
     match step {
@@ -53,9 +116,14 @@ fn apply(rig: &Rig, step: &Step) {
             rig.function.bar_read(*bar, *offset, &mut vec![0; *length]);
         }
         Step::Config { offset, data } => rig.function.config_write(*offset, data),
+        Step::Submit { at, descriptor } => {
+            for (offset, word) in (*at..).step_by(8).zip(descriptor.as_bytes().chunks(8)) {
+                rig.function.bar_write(0, offset, word);
+            }
+        }
         Step::Respond { group, code } => rig.respond_to(iommu_core::GroupIndex::truncate(*group), *code),
         Step::Invalidate { page } => rig.invalidate(iova(page)),
-        Step::Map { page } => rig.map_to(iova(page), 0x80_0000 + iova(page), page % 3 != 0),
+        Step::Map { page } => rig.map_to(iova(page), OWN + iova(page), page % 3 != 0),
         Step::Unmap { page } => rig.iommu.unmap(Some(super::rig::PASID), iova(page)),
     }
 }
@@ -81,6 +149,27 @@ fn answer(rig: &Rig) {
     });
 }
 
+/// Maps the even pages that steps name, and refuses all others.
+fn serve(rig: &Rig) {
+    let function = std::sync::Arc::downgrade(&rig.function);
+    rig.iommu.on_page_request(move |iommu, request| {
+        let iova = request.address.0;
+        let good = iova < OWN_BYTES && iova & 0x1000 == 0;
+        if good {
+            iommu.map(Page { pasid: request.pasid, iova, gpa: OWN + iova, write: true });
+        }
+        let code = if good { ResponseCode::Success } else { ResponseCode::Invalid };
+        match function.upgrade() {
+            Some(function) if request.last => {
+                let response = PageResponse { pasid: request.pasid, ..response(request.group, code) };
+                iommu_core::Endpoint::page_group_response(&*function, &response);
+                PageRequestOutcome::Queued
+            }
+            _ => PageRequestOutcome::Queued,
+        }
+    });
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
@@ -99,6 +188,30 @@ proptest! {
         rig.bring_up();
         for queue in 0..2 {
             rig.assert_alive(queue);
+        }
+    }
+
+    #[test]
+    fn what_it_does_ends_and_stays_inside(steps in prop::collection::vec(step(), 0..60)) {
+        const POISON: u8 = 0xa5;
+        let rig = Rig::new();
+        let records = rig.records_at(RECORDS);
+        rig.memory.write_slice(&vec![POISON; MEMORY_BYTES], GuestAddress(0)).unwrap();
+        rig.memory.write_slice(&[0; 4096], GuestAddress(records)).unwrap();
+        serve(&rig);
+        rig.share(1);
+        rig.open_window(0, 1, PASID);
+        for step in &steps {
+            apply(&rig, step);
+        }
+        for queue in 0..2 {
+            rig.until_idle(queue);
+        }
+        let mut page = [0; 4096];
+        for gpa in (0..MEMORY_BYTES as u64).step_by(4096) {
+            let own = gpa == records || (OWN..OWN + OWN_BYTES).contains(&gpa);
+            rig.memory.read_slice(&mut page, GuestAddress(gpa)).unwrap();
+            prop_assert!(own || page == [POISON; 4096], "written at {:#x}", gpa);
         }
     }
 

@@ -10,6 +10,7 @@ use iommu_core::{PageRequestOutcome, ResponseCode};
 
 use super::rig::{INTERRUPT, Rig, control_page, copy, until};
 use crate::pci::PciFunction;
+use crate::svm::spec::Descriptor;
 
 const SOURCE_PAGE: u64 = 0x10_0000;
 const TARGET: u64 = 0x20_0000;
@@ -32,6 +33,26 @@ fn thread(
             std::thread::sleep(pace);
         }
     })
+}
+
+/// What software may do at any time.
+fn switch(rig: &Rig, round: u64) {
+    match round % 14 {
+        0 => rig.write32(control_page(0), 0),
+        1 => rig.write32(control_page(0), 1),
+        2 => rig.write32(0xc, 1),
+        9 => rig.write32(0x20, 2 | 1 << 4 | super::rig::PASID.get() << 8),
+        10 => rig.write32(0x20, 1 | 1 << 8),
+        11 => rig.write32(0x1c, u32::try_from(round % 3).unwrap()),
+        12 => rig.share(1),
+        13 => rig.open_window(0, 1, super::rig::PASID),
+        3 => rig.set_extended(0xf, 6, 0),
+        4 => rig.set_extended(0x13, 4, 0),
+        5 => rig.set_extended(0x13, 4, 2),
+        6 => rig.config16(4, 2),
+        7 => rig.function.reset(),
+        _ => rig.bring_up(),
+    }
 }
 
 #[test]
@@ -62,22 +83,19 @@ fn a_storm_ends_with_a_device_that_works() {
             }
         }),
         // Switches.
-        thread(&rig, &stop, Duration::from_millis(1), |rig, round| match round % 9 {
-            0 => rig.write32(control_page(0), 0),
-            1 => rig.write32(control_page(0), 1),
-            2 => rig.write32(0xc, 1),
-            3 => rig.set_extended(0xf, 6, 0),
-            4 => rig.set_extended(0x13, 4, 0),
-            5 => rig.set_extended(0x13, 4, 2),
-            6 => rig.config16(4, 2),
-            7 => rig.function.reset(),
-            _ => rig.bring_up(),
-        }),
+        thread(&rig, &stop, Duration::from_millis(1), switch),
     ];
     for round in 0..ROUNDS {
         for queue in 0..2 {
             let request = copy(SOURCE_PAGE + round * 3, TARGET + round * 5, 0x1800);
-            rig.start(queue, crate::svm::spec::Descriptor { flags: request.flags | INTERRUPT, ..request });
+            let ahead = u8::try_from(round % 5).unwrap();
+            let request = Descriptor { flags: request.flags | INTERRUPT, ahead, ..request };
+            rig.start(queue, request);
+            rig.start(queue, Descriptor { opcode: 8, operand: (round % 2).into(), ..request });
+            rig.start_through(
+                0,
+                Descriptor { opcode: 6, source: TARGET.into(), length: 5.into(), ..request },
+            );
         }
         std::thread::sleep(Duration::from_micros(100));
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::queue::{Queue, QueueSetup, Records};
+use super::queue::{Queue, QueueSetup, Records, Window};
 use super::regs::{ID, control, global};
 use super::{Endpoint, Registers, Session};
 use crate::sys;
@@ -28,6 +28,8 @@ pub struct Counters {
     pub dropped: u64,
     /// Completion records that could not be written.
     pub records_lost: u64,
+    /// Page request groups sent.
+    pub page_groups: u64,
 }
 
 impl Counters {
@@ -38,6 +40,7 @@ impl Counters {
             page_requests: registers.read64(global::PAGE_REQUESTS),
             dropped: registers.read64(global::DROPPED),
             records_lost: registers.read64(global::RECORDS_LOST),
+            page_groups: registers.read64(global::PAGE_GROUPS),
         }
     }
 }
@@ -111,6 +114,50 @@ impl Device {
     pub fn queue_with(&self, index: usize, setup: QueueSetup) -> Result<Queue> {
         ensure!(index < self.queues(), "the endpoint has no queue {index}");
         Ok(Queue::enable(self.registers.clone(), index, setup, Records::own()?))
+    }
+
+    /// Enables a queue for windows.
+    pub fn shared_queue(&self, index: usize) -> Result<Queue> {
+        ensure!(index < self.queues(), "the endpoint has no queue {index}");
+        Ok(Queue::share(self.registers.clone(), index, Records::own()?))
+    }
+
+    /// Opens a window to a shared queue, for any PASID.
+    pub fn window(&self, index: usize, queue: &Queue, pasid: u32) -> Result<Window> {
+        Ok(Window::enable(self.registers.clone(), index, queue.index(), pasid, Records::own()?))
+    }
+
+    /// Engines that the endpoint has.
+    pub fn engines(&self) -> u32 {
+        self.registers.read32(global::LIMITS) & 0xff
+    }
+
+    /// Leaves this many engines in use.
+    pub fn use_engines(&self, engines: u32) {
+        self.registers.write32(global::ENGINES, engines);
+    }
+
+    /// Starts a command about a queue or, with `BY_PASID`, a PASID.
+    pub fn start_command(&self, operation: u32, operand: u32) {
+        self.registers.write32(global::COMMAND, operation | operand << 8);
+    }
+
+    /// How the last command stands: one of `COMMAND_ACTIVE`, `COMMAND_DONE`, `COMMAND_REFUSED`.
+    pub fn command_state(&self) -> u32 {
+        self.registers.read32(global::COMMAND_STATUS) & global::STATE
+    }
+
+    /// Runs a command to its end.
+    ///
+    /// # Errors
+    /// It does not end, or was refused.
+    pub fn command(&self, operation: u32, operand: u32) -> Result<()> {
+        self.start_command(operation, operand);
+        wait_until(REST, || self.command_state() != global::COMMAND_ACTIVE)
+            .with_context(|| format!("command {operation:#x} of {operand} does not end"))?;
+        let state = self.command_state();
+        ensure!(state == global::COMMAND_DONE, "command {operation:#x} of {operand} ended in state {state}");
+        Ok(())
     }
 
     /// The most recent page request that ended well; `None` before the first.

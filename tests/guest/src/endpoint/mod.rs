@@ -16,7 +16,7 @@ pub use crate::registers::Registers;
 pub use descriptor::{Completion, DESCRIPTOR_WORDS, NO_DIFFERENCE, Operation, RECORD_BYTES, Reason, Status};
 pub use device::{Counters, Device, Timeline, identify, reset, rest};
 pub use pci::{ConfigSpace, PciEndpoint, find};
-pub use queue::{Queue, QueueSetup, Records, Ticket, poll_record};
+pub use queue::{Portal, Queue, QueueSetup, Records, Ticket, Window, poll_record};
 pub use regs::{BAR_BYTES, ID, control, global, portal, window};
 
 /// A way to reach an endpoint.
@@ -29,6 +29,8 @@ pub trait Endpoint {
     fn config(&self) -> Result<ConfigSpace>;
     /// Whether other processes reach the same endpoint.
     fn is_shared(&self) -> bool;
+    /// The same endpoint for a process that was forked.
+    fn again(&self) -> Result<Box<dyn Endpoint>>;
     /// Command line words that make another run of this program reach the same endpoint.
     fn arguments(&self) -> Vec<OsString>;
 }

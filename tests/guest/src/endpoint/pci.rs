@@ -82,6 +82,10 @@ impl Endpoint for PciEndpoint {
         true
     }
 
+    fn again(&self) -> Result<Box<dyn Endpoint>> {
+        Ok(Box::new(Self { folder: self.folder.clone(), node: self.node.clone() }))
+    }
+
     fn arguments(&self) -> Vec<OsString> {
         Vec::new()
     }

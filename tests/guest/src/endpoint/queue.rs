@@ -1,6 +1,7 @@
-//! One queue: a portal to submit to, and records to wait for.
+//! Queues, and the pages through which they get their work.
 
 use std::cell::Cell;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::Registers;
 use super::descriptor::{Completion, DESCRIPTOR_WORDS, Operation, RECORD_BYTES};
-use super::regs::{control, portal};
+use super::regs::{control, portal, window};
 use crate::sys::{Mapping, PAGE};
 use crate::wait::{patience, wait_until};
 
@@ -43,10 +44,15 @@ impl Records {
     /// There is no memory.
     pub fn own() -> Result<Self> {
         let memory = Mapping::anonymous(RECORDS * RECORD_BYTES).context("no memory for records")?;
-        for page in (0..memory.len()).step_by(PAGE) {
-            memory.store(page, 0);
+        let records = Self { device_address: memory.address(), memory: Arc::new(memory) };
+        records.touch();
+        Ok(records)
+    }
+
+    fn touch(&self) {
+        for page in (0..self.memory.len()).step_by(PAGE) {
+            self.memory.store(page, 0);
         }
-        Ok(Self { device_address: memory.address(), memory: Arc::new(memory) })
     }
 }
 
@@ -58,42 +64,46 @@ pub struct Ticket {
     tag: u32,
 }
 
-/// An enabled queue. Dropping it disables it and waits until the device has let go of all memory.
-pub struct Queue {
+/// A portal or window page: where descriptors go in, and records to wait for.
+pub struct Portal {
     registers: Arc<dyn Registers>,
-    index: usize,
+    /// Of the page, in BAR0.
+    page: usize,
     records: Records,
     next: Cell<u32>,
-    abandoned: bool,
 }
 
-impl Queue {
-    /// Enables queue `index`.
-    #[must_use]
-    pub fn enable(registers: Arc<dyn Registers>, index: usize, setup: QueueSetup, records: Records) -> Self {
-        let queue = Self { registers, index, records, next: Cell::new(0), abandoned: false };
-        let valid = |value: Option<u32>| value.map_or(0, |value| value | control::VALID);
-        queue.write_control(control::PASID, valid(setup.pasid));
-        queue.write_control(control::IRQ, valid(setup.vector));
-        queue.write_control(control::CTRL, 1);
-        queue
+impl Portal {
+    fn new(registers: Arc<dyn Registers>, page: usize, records: Records) -> Self {
+        Self { registers, page, records, next: Cell::new(0) }
     }
 
     /// Submits an operation.
     pub fn start(&self, operation: &Operation) -> Ticket {
+        let (ticket, words) = self.prepare(operation);
+        self.submit(&words);
+        ticket
+    }
+
+    /// A descriptor with a record of its own, for somebody else to submit.
+    pub fn prepare(&self, operation: &Operation) -> (Ticket, [u64; DESCRIPTOR_WORDS]) {
         let tag = self.next.get();
         self.next.set(tag.wrapping_add(1));
         let slot = usize::try_from(tag).unwrap_or(0) % (self.records.memory.len() / RECORD_BYTES);
         self.records.memory.write(slot * RECORD_BYTES, &[0; RECORD_BYTES]);
         let ticket = Ticket { slot, tag };
-        self.submit(&operation.encode(tag, self.record_address(ticket)));
-        ticket
+        (ticket, operation.encode(tag, self.record_address(ticket)))
+    }
+
+    /// Brings the records' pages back after something took them away or made them shared, as a fork does.
+    pub fn touch_records(&self) {
+        self.records.touch();
     }
 
     /// Submits the words of a descriptor, whatever they say.
     pub fn submit(&self, words: &[u64; DESCRIPTOR_WORDS]) {
         for (index, word) in words.iter().enumerate() {
-            self.registers.write64(portal::offset(self.index, portal::DESCRIPTOR) + index * 8, *word);
+            self.registers.write64(self.page + portal::DESCRIPTOR + index * 8, *word);
         }
     }
 
@@ -114,7 +124,7 @@ impl Queue {
             end = self.poll(ticket);
             end.is_some()
         })
-        .with_context(|| format!("queue {}, descriptor {} does not end", self.index, ticket.tag))?;
+        .with_context(|| format!("page {:#x}, descriptor {} does not end", self.page, ticket.tag))?;
         let completion = end.context("no record")?;
         ensure!(completion.tag == ticket.tag, "the record of {} says {completion:?}", ticket.tag);
         Ok(completion)
@@ -123,6 +133,107 @@ impl Queue {
     /// Submits and waits.
     pub fn run(&self, operation: &Operation) -> Result<Completion> {
         self.wait(self.start(operation))
+    }
+
+    /// Descriptors that can be submitted now.
+    pub fn free(&self) -> u32 {
+        self.registers.read32(self.page + portal::FREE)
+    }
+
+    /// Submissions dropped since power-on.
+    pub fn dropped(&self) -> u32 {
+        self.registers.read32(self.page + portal::DROPPED)
+    }
+
+    /// What became of the last submission: a code of [`portal`], and its number.
+    pub fn outcome(&self) -> (u32, u32) {
+        let outcome = self.registers.read32(self.page + portal::OUTCOME);
+        (outcome & 0xff, outcome >> 8)
+    }
+}
+
+/// An enabled window to a shared queue. Dropping it disables it; what came through it is left to the queue.
+pub struct Window {
+    portal: Portal,
+    index: usize,
+}
+
+impl Window {
+    /// Binds window `index` to a shared queue and a PASID.
+    #[must_use]
+    pub fn enable(
+        registers: Arc<dyn Registers>,
+        index: usize,
+        queue: usize,
+        pasid: u32,
+        records: Records,
+    ) -> Self {
+        registers.write32(window::control(index), 0);
+        registers.write32(window::pasid(index), pasid | control::VALID);
+        // Lossless: fewer than 16 queues.
+        registers.write32(window::control(index), 1 | u32::try_from(queue).unwrap_or(0) << 8);
+        Self { portal: Portal::new(registers, window::offset(index, 0), records), index }
+    }
+}
+
+impl Deref for Window {
+    type Target = Portal;
+
+    fn deref(&self) -> &Portal {
+        &self.portal
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        self.portal.registers.write32(window::control(self.index), 0);
+    }
+}
+
+/// An enabled queue. Dropping it disables it and waits until the device has let go of all memory.
+pub struct Queue {
+    portal: Portal,
+    index: usize,
+    abandoned: bool,
+}
+
+impl Deref for Queue {
+    type Target = Portal;
+
+    fn deref(&self) -> &Portal {
+        &self.portal
+    }
+}
+
+impl Queue {
+    /// Enables queue `index`.
+    #[must_use]
+    pub fn enable(registers: Arc<dyn Registers>, index: usize, setup: QueueSetup, records: Records) -> Self {
+        let queue = Self::new(registers, index, records);
+        let valid = |value: Option<u32>| value.map_or(0, |value| value | control::VALID);
+        queue.write_control(control::PASID, valid(setup.pasid));
+        queue.write_control(control::IRQ, valid(setup.vector));
+        queue.write_control(control::CTRL, control::ENABLE);
+        queue
+    }
+
+    /// Enables queue `index` for windows; its own portal takes nothing.
+    #[must_use]
+    pub fn share(registers: Arc<dyn Registers>, index: usize, records: Records) -> Self {
+        let queue = Self::new(registers, index, records);
+        queue.write_control(control::IRQ, 0);
+        queue.write_control(control::CTRL, control::ENABLE | control::SHARED);
+        queue
+    }
+
+    fn new(registers: Arc<dyn Registers>, index: usize, records: Records) -> Self {
+        let portal = Portal::new(registers, portal::offset(index, 0), records);
+        Self { portal, index, abandoned: false }
+    }
+
+    /// Its number.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// Whether the descriptor at work waits for a page.
@@ -147,19 +258,19 @@ impl Queue {
         self.registers.read64(control::offset(self.index, control::PAGE_REQUESTS))
     }
 
+    /// Bytes that its descriptors completed.
+    pub fn bytes(&self) -> u64 {
+        self.registers.read64(control::offset(self.index, control::BYTES))
+    }
+
+    /// Gives it a share of the engines in proportion to `priority + 1`.
+    pub fn set_priority(&self, priority: u32) {
+        self.write_control(control::PRIORITY, priority);
+    }
+
     /// Address of the last record that could not be written.
     pub fn record_lost(&self) -> u64 {
         self.registers.read64(control::offset(self.index, control::RECORD_LOST))
-    }
-
-    /// Descriptors that can be submitted now.
-    pub fn free(&self) -> u32 {
-        self.registers.read32(portal::offset(self.index, portal::FREE))
-    }
-
-    /// Submissions dropped since power-on.
-    pub fn dropped(&self) -> u32 {
-        self.registers.read32(portal::offset(self.index, portal::DROPPED))
     }
 
     /// Disables the queue, which aborts what is under way.

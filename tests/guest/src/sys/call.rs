@@ -1,8 +1,11 @@
 //! System calls that the standard library does not offer.
 
+use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 /// Whether `file` becomes readable within `limit`.
@@ -21,31 +24,101 @@ pub fn poll_readable(file: &File, limit: Duration) -> io::Result<bool> {
 ///
 /// The child has one thread: `judge` must not wait for another one or take a lock that one may hold.
 pub fn fork_and(before_end: impl FnOnce() -> bool, judge: impl FnOnce() -> bool) -> io::Result<bool> {
-    let (mut ours, mut theirs) = std::os::unix::net::UnixStream::pair()?;
-    // SAFETY: the child only runs `judge` and leaves by `_exit`.
-    let child = unsafe { libc::fork() };
-    if child < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    if child == 0 {
-        drop(ours);
-        let mut byte = [0];
-        let told = io::Read::read_exact(&mut theirs, &mut byte).is_ok();
-        let status = libc::c_int::from(!(told && judge()));
-        // SAFETY: ends the child without running what belongs to the parent.
-        unsafe { libc::_exit(status) };
-    }
-    drop(theirs);
+    let mut child = Child::start(|line| line.read_exact(&mut [0]).is_ok() && judge())?;
     let good = before_end();
-    let told = io::Write::write_all(&mut ours, &[1]);
-    let mut status = 0;
-    // SAFETY: `status` is valid for the call.
-    let waited = unsafe { libc::waitpid(child, &raw mut status, 0) };
-    told?;
-    if waited < 0 {
-        return Err(io::Error::last_os_error());
+    child.line.write_all(&[1])?;
+    Ok(child.wait()? && good)
+}
+
+/// A child process made by a fork, which runs a function and says whether all was well.
+#[derive(Debug)]
+pub struct Child {
+    id: libc::pid_t,
+    line: UnixStream,
+    waited: bool,
+}
+
+impl Child {
+    /// Runs `work` in a child process, which gets a line to its parent and ends with it.
+    ///
+    /// The child has one thread: `work` must not wait for another one or take a lock that one may hold.
+    ///
+    /// # Errors
+    /// There is no room for another process.
+    pub fn start(work: impl FnOnce(&mut UnixStream) -> bool) -> io::Result<Self> {
+        let (ours, mut theirs) = UnixStream::pair()?;
+        // SAFETY: the child only runs `work` and leaves by `_exit`.
+        let id = unsafe { libc::fork() };
+        if id < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if id == 0 {
+            drop(ours);
+            let status = libc::c_int::from(!work(&mut theirs));
+            // SAFETY: ends the child without running what belongs to the parent.
+            unsafe { libc::_exit(status) };
+        }
+        Ok(Self { id, line: ours, waited: false })
     }
-    Ok(good && status == 0)
+
+    /// Its number.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.id.unsigned_abs()
+    }
+
+    /// The line to it.
+    pub fn line(&mut self) -> &mut UnixStream {
+        &mut self.line
+    }
+
+    /// Waits for its end; true if it said that all was well.
+    ///
+    /// # Errors
+    /// It cannot be waited for.
+    pub fn wait(mut self) -> io::Result<bool> {
+        self.reap()
+    }
+
+    fn reap(&mut self) -> io::Result<bool> {
+        let mut status = 0;
+        self.waited = true;
+        // SAFETY: `status` is valid for the call.
+        let waited = unsafe { libc::waitpid(self.id, &raw mut status, 0) };
+        if waited < 0 { Err(io::Error::last_os_error()) } else { Ok(status == 0) }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if !self.waited {
+            // SAFETY: the child is ours and was not waited for, so the number is its own still.
+            unsafe { libc::kill(self.id, libc::SIGKILL) };
+            let _ = self.reap();
+        }
+    }
+}
+
+/// Mounts a file system of the kernel's own.
+///
+/// # Errors
+/// The kernel has none of this kind, or this process may not.
+pub fn mount(kind: &str, folder: &Path) -> io::Result<()> {
+    let (kind, folder) = (CString::new(kind)?, CString::new(folder.as_os_str().as_encoded_bytes())?);
+    // SAFETY: strings that end in zero, and no data.
+    let result = unsafe { libc::mount(kind.as_ptr(), folder.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Ends a mount.
+///
+/// # Errors
+/// Nothing is mounted there, or it is in use.
+pub fn unmount(folder: &Path) -> io::Result<()> {
+    let folder = CString::new(folder.as_os_str().as_encoded_bytes())?;
+    // SAFETY: a string that ends in zero.
+    let result = unsafe { libc::umount2(folder.as_ptr(), 0) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A file that a child process has open, open here too: the same open file, not a second opening.

@@ -81,6 +81,26 @@ impl Mapping {
         Self::new(address, length, Protection::ReadWrite, flags, -1)
     }
 
+    /// Fresh pages that this process and its children share: none is present yet.
+    pub fn shared(length: usize) -> io::Result<Self> {
+        Self::new(0, length, Protection::ReadWrite, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1)
+    }
+
+    /// Fresh private pages of 2 MiB, out of those that the machine keeps for such mappings.
+    ///
+    /// # Errors
+    /// It keeps too few.
+    pub fn huge(length: usize) -> io::Result<Self> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+        Self::new(0, length, Protection::ReadWrite, flags, -1)
+    }
+
+    /// Fresh private pages at `address` or, where that cannot be, elsewhere. Above bit 47 the kernel maps
+    /// nothing without being asked so.
+    pub fn anonymous_near(address: u64, length: usize) -> io::Result<Self> {
+        Self::new(address, length, Protection::ReadWrite, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1)
+    }
+
     /// The first `length` bytes of a file.
     pub fn file(file: &File, length: usize, rights: Protection, sharing: Sharing) -> io::Result<Self> {
         let flags = match sharing {
@@ -178,6 +198,29 @@ impl Mapping {
         self.advise(&(0..self.length), libc::MADV_HUGEPAGE)
     }
 
+    /// Asks for small pages only, until [`Mapping::collapse`].
+    pub fn refuse_huge(&self) -> io::Result<()> {
+        self.advise(&(0..self.length), libc::MADV_NOHUGEPAGE)
+    }
+
+    /// Makes huge pages of the small ones that are there, by copying them elsewhere.
+    ///
+    /// # Errors
+    /// The kernel cannot, or some memory is in its way just now.
+    pub fn collapse(&self) -> io::Result<()> {
+        self.advise(&(0..self.length), libc::MADV_COLLAPSE)
+    }
+
+    /// Writes the pages out to swap, as far as the kernel likes to.
+    pub fn page_out(&self, range: Range<usize>) -> io::Result<()> {
+        self.advise(&range, libc::MADV_PAGEOUT)
+    }
+
+    /// Lets the kernel share pages that have the same bytes.
+    pub fn mergeable(&self) -> io::Result<()> {
+        self.advise(&(0..self.length), libc::MADV_MERGEABLE)
+    }
+
     fn advise(&self, range: &Range<usize>, advice: libc::c_int) -> io::Result<()> {
         // SAFETY: the range is ours, and only copies look at it.
         check(unsafe { libc::madvise(self.pointer(range).cast(), range.len(), advice) })
@@ -205,6 +248,20 @@ impl Mapping {
         // SAFETY: replaces pages of this mapping only.
         let result = unsafe { libc::mmap(start.cast(), range.len(), rights, flags, -1, 0) };
         if result == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Makes the mapping longer, in place or at another address, which the kernel chooses.
+    pub fn grow(self, length: usize) -> io::Result<Self> {
+        let (old, flags) = (self.start.as_ptr(), libc::MREMAP_MAYMOVE);
+        // SAFETY: the range is ours; the old one is given up below without a second unmap.
+        let start = unsafe { libc::mremap(old.cast(), self.length, length, flags) };
+        match NonNull::new(start.cast::<u8>()) {
+            Some(start) if start.as_ptr().cast() != libc::MAP_FAILED => {
+                std::mem::forget(self);
+                Ok(Self { start, length })
+            }
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Moves the pages to another address, which the kernel chooses, and leaves nothing behind.

@@ -4,10 +4,16 @@
 mod bar;
 mod call;
 mod map;
+mod pages;
+mod swap;
+mod userfault;
 
 pub use bar::Bar;
-pub use call::{copy_from_self, copy_to_self, fork_and, poll_readable, share_file};
+pub use call::{Child, copy_from_self, copy_to_self, fork_and, mount, poll_readable, share_file, unmount};
 pub use map::{Mapping, Protection, Sharing};
+pub use pages::{PageMap, PageState};
+pub use swap::Swap;
+pub use userfault::{UserFaults, Watch};
 
 /// Size of a page; x86 has no other base size.
 pub const PAGE: usize = 4096;

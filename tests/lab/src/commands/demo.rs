@@ -20,7 +20,7 @@ use crate::world::{Sink, Terminal, Word};
 /// serial port is several exits: in the cloud world a talkative boot takes 15 seconds longer.
 const COMMAND_LINE: &str = "console=ttyS0 loglevel=3 svmm.run=/bin/svm-selftest";
 /// A guest that takes longer hangs.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(600);
 /// The same for three machines one inside the other.
 const CHAIN_LIMIT: Duration = Duration::from_secs(600);
 /// As the demo's own, for the guest that is a host: give the endpoint to `vfio-pci`, and boot a guest with it. The

@@ -9,9 +9,11 @@ use guest::model::Random;
 use guest::sys::{PAGE, PAGE_BYTES};
 use iommu_core::{Domain, DomainId};
 use vfio_bridge::choice::Wanted;
+use vfio_bridge::testkit::rules;
 
 pub(crate) use guest::program::Needs;
 
+use crate::mock::Mock;
 use crate::rig::{PAGES, Place, Rig};
 use crate::tables::domain;
 
@@ -21,6 +23,7 @@ pub(crate) type Case = guest::program::Case<fn(&mut Bench<'_>) -> Result<()>>;
 /// All cases, in the order in which they run.
 pub(crate) fn all() -> Vec<Case> {
     vec![
+        Case::new("mock-devices-keep-the-rules", Needs::Translation, |bench| bench.rules()),
         Case::new("auto", Needs::Translation, |bench| bench.opens(Wanted::Auto)),
         Case::new("shadow-passes-through", Needs::Translation, |bench| bench.passes(Wanted::Shadow)),
         Case::new("shadow-churn", Needs::Translation, |bench| bench.churn(Wanted::Shadow)),
@@ -87,6 +90,19 @@ impl<'a> Bench<'a> {
         let rig = Rig::open(self.place, wanted)?;
         self.notes.push(rig.choice.to_string());
         Ok(rig)
+    }
+
+    /// All that is believed of iommufd, on mock devices.
+    fn rules(&mut self) -> Result<()> {
+        let rows = rules::rows();
+        let mut failed = Vec::new();
+        for row in &rows {
+            failed.extend(rules::play(row, &Mock::open()?).err());
+        }
+        let lines: usize = rows.iter().map(|row| row.lines.len()).sum();
+        self.notes.push(format!("{} sequences of {lines} calls", rows.len()));
+        ensure!(failed.is_empty(), "{}", failed.join("\n"));
+        Ok(())
     }
 
     fn opens(&mut self, wanted: Wanted) -> Result<()> {

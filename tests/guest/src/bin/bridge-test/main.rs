@@ -1,11 +1,12 @@
 //! `vfio-bridge` judged on the SVM endpoint by Linux's iommufd and VFIO: copies of second-stage tables, over iommufd and
-//! over legacy containers.
+//! over legacy containers. And what is believed of iommufd, judged on Linux's mock devices.
 //!
 //! The program gives the endpoint to `vfio-pci`. It plays a virtual machine with a unit: its memory is what a guest's
 //! would be, and its tables say where a device's addresses lead. Output and exit status are those of `svm-selftest`.
 #![deny(unsafe_code)]
 
 mod cases;
+mod mock;
 mod rig;
 mod tables;
 

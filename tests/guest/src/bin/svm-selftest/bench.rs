@@ -1,12 +1,26 @@
 //! What every case works with: the endpoint and random numbers.
 
-use anyhow::{Result, ensure};
+use std::fs::{self, File};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
 pub(crate) use guest::expect::{ExpectedFault, faulted, requests, same, success};
 pub(crate) use guest::suite::Skip;
+
+use rustix::fs::MemfdFlags;
 
 use crate::endpoint::{Completion, Device, Endpoint, Operation, Queue};
 use crate::model::Random;
 use crate::sys::{Mapping, PAGE};
+
+/// How long the soak goes on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Soak {
+    /// For so many operations.
+    Operations(u64),
+    /// For so long.
+    For(Duration),
+}
 
 /// The surroundings of a case.
 pub(crate) struct Bench<'a> {
@@ -14,16 +28,42 @@ pub(crate) struct Bench<'a> {
     pub(crate) endpoint: &'a dyn Endpoint,
     /// Random numbers of this case.
     pub(crate) random: Random,
+    /// Whether settings of the machine may be changed for a while.
+    pub(crate) may_change_machine: bool,
+    /// Whether cases may take as long as they like.
+    pub(crate) thorough: bool,
+    /// How long the soak goes on.
+    pub(crate) soak: Soak,
     /// Lines for whoever reads the output, without the leading `# `.
     pub(crate) notes: Vec<String>,
 }
 
-impl Bench<'_> {
+impl<'a> Bench<'a> {
+    /// The surroundings of a part of a case that runs in another process.
+    pub(crate) fn new(endpoint: &'a dyn Endpoint, seed: u64) -> Self {
+        Self {
+            endpoint,
+            random: Random::new(seed),
+            may_change_machine: false,
+            thorough: false,
+            soak: Soak::Operations(0),
+            notes: Vec::new(),
+        }
+    }
+
     /// Binds this process and enables queue 0.
     pub(crate) fn lane(&self) -> Result<Lane> {
         let device = Device::open(self.endpoint)?;
         let queue = device.queue(0)?;
         Ok(Lane { queue, device })
+    }
+
+    /// Asks for the right to change settings of the machine.
+    pub(crate) fn change_machine(&self) -> Result<()> {
+        if self.may_change_machine {
+            return Ok(());
+        }
+        Err(Skip("changes settings of the machine: --change-machine lets a rehearsal do that").into())
     }
 
     /// Present, writable pages with random bytes, and a copy of these.
@@ -38,6 +78,40 @@ impl Bench<'_> {
 /// Pages that are mapped but not there.
 pub(crate) fn fresh(pages: usize) -> Result<Mapping> {
     Ok(Mapping::anonymous(pages * PAGE)?)
+}
+
+/// A file in memory without a name, `length` bytes of zeros long.
+pub(crate) fn memory_file(length: usize) -> Result<File> {
+    let file = rustix::fs::memfd_create("svm-selftest", MemfdFlags::CLOEXEC).context("no file in memory")?;
+    rustix::fs::ftruncate(&file, length as u64)?;
+    Ok(file.into())
+}
+
+/// A setting of the machine, changed for a while: a file of one line.
+pub(crate) struct Setting {
+    path: &'static str,
+    before: String,
+}
+
+impl Setting {
+    /// Changes it until this is dropped. Where the file is not, or may not be written, the case does not apply.
+    pub(crate) fn change(path: &'static str, value: &str) -> Result<Self> {
+        let Ok(before) = fs::read_to_string(path) else {
+            return Err(Skip("the kernel lacks a setting of this case").into());
+        };
+        if fs::write(path, value).is_err() {
+            return Err(Skip("this process may not change the machine's settings").into());
+        }
+        Ok(Self { path, before })
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(self.path, self.before.trim()) {
+            println!("# {} stays changed: {error}", self.path);
+        }
+    }
 }
 
 /// The endpoint open, with queue 0 enabled.

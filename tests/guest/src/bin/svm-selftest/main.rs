@@ -12,6 +12,7 @@ mod cases;
 mod rehearsal;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -19,7 +20,7 @@ use guest::report::FIGURE;
 use guest::suite::Work;
 use guest::{driver_latency, endpoint, model, program, report, sys, wait};
 
-use bench::Bench;
+use bench::{Bench, Soak};
 use cases::Case;
 use endpoint::{Counters, Endpoint, PciEndpoint};
 use rehearsal::{Flaw, Rehearsal};
@@ -32,6 +33,18 @@ struct Options {
     /// Run against a model of the endpoint in this process instead; with a flaw, some case must notice
     #[arg(long, value_name = "FLAW", num_args = 0..=1, default_missing_value = "none", global = true)]
     rehearse: Option<Flaw>,
+    /// Let a rehearsal change settings of this machine for a while: swap, huge pages, merging of pages, groups
+    #[arg(long, global = true)]
+    change_machine: bool,
+    /// Never do less than a case is meant to because the machine is slow
+    #[arg(long)]
+    thorough: bool,
+    /// How many operations the case `soak` does
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    operations: u64,
+    /// Let the case `soak` go on for so long instead
+    #[arg(long, value_name = "SECONDS", conflicts_with = "operations")]
+    soak: Option<u64>,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -66,18 +79,24 @@ fn run(options: &Options) -> Result<bool> {
     let registers = endpoint.peek()?;
     let page_requests = || Ok(Counters::read(registers.as_ref()).page_requests);
     let measured = options.common.is_tap() && options.rehearse.is_none() && driver_latency::start();
-    let passed =
-        options.common.run("svm-selftest", &chosen, |case| work(endpoint.as_ref(), case), &page_requests)?;
+    let work = |case: &Case| work(options, endpoint.as_ref(), case);
+    let passed = options.common.run("svm-selftest", &chosen, work, &page_requests)?;
     if measured {
         driver_latency::lines().iter().for_each(|line| println!("{FIGURE}{line}"));
     }
     Ok(passed)
 }
 
-fn work<'a>(endpoint: &'a dyn Endpoint, case: &Case) -> Work<'a> {
-    let run = case.run;
+fn work<'a>(options: &Options, endpoint: &'a dyn Endpoint, case: &Case) -> Work<'a> {
+    let (run, may_change_machine) = (case.run, options.change_machine || endpoint.is_shared());
+    let thorough = options.thorough;
+    let soak = match options.soak {
+        Some(seconds) => Soak::For(Duration::from_secs(seconds)),
+        None => Soak::Operations(options.operations),
+    };
     Box::new(move |seed, notes| {
-        let mut bench = Bench { endpoint, random: model::Random::new(seed), notes: std::mem::take(notes) };
+        let (random, notes_before) = (model::Random::new(seed), std::mem::take(notes));
+        let mut bench = Bench { endpoint, random, may_change_machine, thorough, soak, notes: notes_before };
         let outcome = run(&mut bench);
         *notes = bench.notes;
         outcome

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{Case, Needs};
 use crate::bench::{Bench, Skip, copy_all, requests, same};
 use crate::endpoint::{Device, Operation, QueueSetup, global};
-use crate::sys::{Mapping, PAGE};
+use crate::sys::{Mapping, PAGE, PageMap, PageState};
 
 pub(super) const CASES: &[Case] = &[
     Case::new("bind-shows-a-pasid", Needs::Translation, bind_shows_a_pasid),
@@ -166,13 +166,8 @@ fn memory_above_4_gib(bench: &mut Bench<'_>) -> Result<()> {
 
 /// The page frame numbers of a resident mapping. Needs the right to see them.
 fn frames(mapping: &Mapping) -> Result<Vec<u64>> {
-    use std::os::unix::fs::FileExt;
-    const FRAME: u64 = (1 << 55) - 1;
-    let pagemap = fs::File::open("/proc/self/pagemap")?;
-    let mut entries = vec![0; mapping.len() / PAGE * 8];
-    pagemap.read_exact_at(&mut entries, mapping.address() / PAGE as u64 * 8)?;
-    let (entries, _) = entries.as_chunks::<8>();
-    let frames: Vec<u64> = entries.iter().map(|entry| u64::from_le_bytes(*entry) & FRAME).collect();
+    let pages = PageMap::open()?.pages(mapping)?;
+    let frames: Vec<u64> = pages.into_iter().map(PageState::frame).collect();
     ensure!(frames.iter().all(|frame| *frame != 0), "the kernel does not show page frames");
     Ok(frames)
 }

@@ -1,12 +1,21 @@
 //! The cases, by subject.
 
+mod ahead;
+mod batch;
 mod bind;
+mod command;
+mod crowd;
 mod fault;
+mod huge;
+mod kinds;
 mod operation;
 mod paging;
 mod process;
 mod queue;
+mod reclaim;
 mod soak;
+mod trouble;
+mod userfault;
 
 use anyhow::Result;
 
@@ -21,8 +30,25 @@ pub(crate) type Case = guest::program::Case<fn(&mut Bench<'_>) -> Result<()>>;
 
 /// All cases, in the order in which they run.
 pub(crate) fn all() -> Vec<Case> {
-    [bind::CASES, operation::CASES, paging::CASES, fault::CASES, queue::CASES, process::CASES, soak::CASES]
-        .concat()
+    [
+        bind::CASES,
+        operation::CASES,
+        paging::CASES,
+        kinds::CASES,
+        huge::CASES,
+        reclaim::CASES,
+        userfault::CASES,
+        fault::CASES,
+        queue::CASES,
+        batch::CASES,
+        command::CASES,
+        ahead::CASES,
+        process::CASES,
+        crowd::CASES,
+        trouble::CASES,
+        soak::CASES,
+    ]
+    .concat()
 }
 
 #[cfg(test)]

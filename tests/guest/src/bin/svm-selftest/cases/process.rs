@@ -4,6 +4,7 @@
 //! they run, the runner has the endpoint closed.
 
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -21,6 +22,8 @@ use Needs::{PageRequests, Translation};
 pub(super) const CASES: &[Case] = &[
     Case::new("close-with-work-in-flight", PageRequests, close_with_work_in_flight).provoking(),
     Case::new("killed-with-work-in-flight", PageRequests, killed_with_work_in_flight).provoking(),
+    Case::new("exit-with-work-queued", PageRequests, exit_with_work_queued).provoking(),
+    Case::new("exec-with-work-queued", PageRequests, exec_with_work_queued).provoking(),
     Case::new("second-process-is-separate", Translation, second_process_is_separate),
     Case::new("many-processes", PageRequests, many_processes),
 ];
@@ -39,6 +42,9 @@ const BUSY_PAGES: usize = 16;
 pub(crate) fn run_child(endpoint: &dyn Endpoint, role: &str) -> Result<()> {
     match role {
         "victim" => victim(endpoint),
+        "leaver" => leaver(endpoint),
+        "changer" => changer(endpoint),
+        "successor" => say("changed 1"),
         "secretive" => secretive(endpoint),
         "stranger" => stranger(endpoint),
         "worker" => worker(endpoint),
@@ -47,7 +53,7 @@ pub(crate) fn run_child(endpoint: &dyn Endpoint, role: &str) -> Result<()> {
 }
 
 /// Fills every queue with work that needs page requests; returns what must stay mapped.
-fn keep_busy(device: &Device) -> Result<(Vec<crate::endpoint::Queue>, Vec<Mapping>)> {
+pub(super) fn keep_busy(device: &Device) -> Result<(Vec<crate::endpoint::Queue>, Vec<Mapping>)> {
     let (mut queues, mut memory) = (Vec::new(), Vec::new());
     for index in 0..device.queues() {
         let queue = device.queue(index)?;
@@ -80,7 +86,7 @@ fn close_with_work_in_flight(bench: &mut Bench<'_>) -> Result<()> {
 }
 
 /// Waits for the device and counts.
-fn all_ended(endpoint: &dyn Endpoint, before: Counters, submitted: u64) -> Result<()> {
+pub(super) fn all_ended(endpoint: &dyn Endpoint, before: Counters, submitted: u64) -> Result<()> {
     let registers = endpoint.peek()?;
     rest(registers.as_ref())?;
     let ended = Counters::read(registers.as_ref()).completed - before.completed;
@@ -108,19 +114,69 @@ fn killed_with_work_in_flight(bench: &mut Bench<'_>) -> Result<()> {
     worker(bench.endpoint).context("the runner afterwards")
 }
 
-fn victim(endpoint: &dyn Endpoint) -> Result<()> {
+/// The same for a process that ends by itself, its queues at work.
+fn exit_with_work_queued(bench: &mut Bench<'_>) -> Result<()> {
+    ends_at_work(bench, "leaver", Peer::finish)
+}
+
+/// The same for a process that becomes another program: its memory goes, and its number stays.
+fn exec_with_work_queued(bench: &mut Bench<'_>) -> Result<()> {
+    ends_at_work(bench, "changer", |mut peer| {
+        peer.number("changed")?;
+        peer.finish()
+    })
+}
+
+fn ends_at_work(bench: &Bench<'_>, role: &str, end: fn(Peer) -> Result<()>) -> Result<()> {
+    for _ in 0..2 {
+        let before = Counters::read(bench.endpoint.peek()?.as_ref());
+        let mut peer = Peer::start(bench.endpoint, role)?;
+        let submitted = peer.number("busy")?;
+        let file = i32::try_from(peer.number("file")?)?;
+        let bond = share_file(peer.child.id(), file).context("cannot share the process's file")?;
+        peer.tell("go")?;
+        end(peer)?;
+        all_ended(bench.endpoint, before, submitted)?;
+        drop(bond);
+        worker(bench.endpoint).context("the runner afterwards")?;
+    }
+    Ok(())
+}
+
+/// Binds, fills all queues, and says so; what is returned is at work.
+fn busy(endpoint: &dyn Endpoint) -> Result<(Device, Vec<crate::endpoint::Queue>, Vec<Mapping>)> {
     let device = Device::open(endpoint)?;
-    let (_queues, memory) = keep_busy(&device)?;
+    let (queues, memory) = keep_busy(&device)?;
     say(&format!("busy {}", memory.len()))?;
     say(&format!("file {}", device.file()))?;
+    Ok((device, queues, memory))
+}
+
+fn victim(endpoint: &dyn Endpoint) -> Result<()> {
+    let _at_work = busy(endpoint)?;
     loop {
         thread::sleep(Duration::from_secs(3600));
     }
 }
 
+fn leaver(endpoint: &dyn Endpoint) -> Result<()> {
+    let _at_work = busy(endpoint)?;
+    io::stdin().lock().read_line(&mut String::new())?;
+    // Without dropping the queues, which would disable them.
+    std::process::exit(0)
+}
+
+fn changer(endpoint: &dyn Endpoint) -> Result<()> {
+    let _at_work = busy(endpoint)?;
+    io::stdin().lock().read_line(&mut String::new())?;
+    let mut successor = Command::new("/proc/self/exe");
+    successor.args(["child", "successor"]).args(endpoint.arguments());
+    Err(successor.exec()).context("cannot become another program")
+}
+
 /// The common case, from bind to unbind.
-fn worker(endpoint: &dyn Endpoint) -> Result<()> {
-    let mut bench = Bench { endpoint, random: Random::new(9), notes: Vec::new() };
+pub(super) fn worker(endpoint: &dyn Endpoint) -> Result<()> {
+    let mut bench = Bench::new(endpoint, 9);
     let (source, bytes) = bench.resident(PAGES)?;
     let destination = fresh(PAGES)?;
     let lane = bench.lane()?;
@@ -151,7 +207,7 @@ fn secretive(endpoint: &dyn Endpoint) -> Result<()> {
     common.write(0, &bytes);
     secret.write(0, &bytes);
     for round in 0..2 {
-        let mut bench = Bench { endpoint, random: Random::new(2), notes: Vec::new() };
+        let mut bench = Bench::new(endpoint, 2);
         let (destination, _) = bench.resident(PAGES)?;
         let lane = bench.lane()?;
         requests(lane.counted(&copy_all(&secret, &destination), bytes.len())?, 0)?;
@@ -171,7 +227,7 @@ fn stranger(endpoint: &dyn Endpoint) -> Result<()> {
     let common = Mapping::anonymous_at(COMMON, PAGES * PAGE)?;
     let own = Random::new(3).bytes(PAGES * PAGE);
     common.write(0, &own);
-    let mut bench = Bench { endpoint, random: Random::new(4), notes: Vec::new() };
+    let mut bench = Bench::new(endpoint, 4);
     let (destination, before) = bench.resident(PAGES)?;
     let lane = bench.lane()?;
     requests(lane.counted(&copy_all(&common, &destination), own.len())?, 0)?;

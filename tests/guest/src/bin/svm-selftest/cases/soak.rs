@@ -1,13 +1,17 @@
 //! Random work against a model, while mappings come and go.
 
+use std::fs;
+use std::io;
 use std::ops::Range;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
+use super::crowd::Crowd;
 use super::{Case, Needs};
-use crate::bench::{Bench, Lane, copy_all, fresh, same, success};
+use crate::bench::{Bench, Lane, Soak, copy_all, fresh, same, success};
 use crate::endpoint::{NO_DIFFERENCE, Operation, Ticket};
 use crate::model::{self, Random};
 use crate::sys::{Mapping, PAGE};
@@ -47,7 +51,8 @@ fn discard_under_way(bench: &mut Bench<'_>) -> Result<()> {
 const ARENA_PAGES: usize = 64;
 /// An operation works in one half while a helper takes pages of the other half away.
 const HALF: usize = ARENA_PAGES / 2;
-const OPERATIONS: usize = 1000;
+/// When the program has all the memory that it is going to use.
+const SETTLED: u64 = 500;
 const LONGEST: usize = 5 * PAGE;
 
 /// An arena of pages, and what must be in it.
@@ -64,39 +69,112 @@ enum Chore {
 }
 
 fn soak(bench: &mut Bench<'_>) -> Result<()> {
+    let goal = bench.soak;
+    let pasid = next_pasid(bench)?;
     let lane = bench.lane()?;
     let memory = fresh(ARENA_PAGES)?;
     let random = Random::new(bench.random.bits());
     let mut arena = Arena { memory: &memory, model: vec![0; memory.len()], random };
     let before = lane.device.counters();
+    let (mut done, mut early) = (0, None);
+    let started = Instant::now();
     thread::scope(|scope| {
-        let (chores, work) = mpsc::channel();
-        let (report, reports) = mpsc::channel();
-        let helper_memory = &memory;
-        scope.spawn(move || {
-            for chore in work {
-                let outcome = match chore {
-                    Chore::Discard(range) => helper_memory.discard(range),
-                    Chore::Replace(range) => helper_memory.replace(range),
-                };
-                if report.send(outcome).is_err() {
-                    break;
-                }
-            }
-        });
-        for index in 0..OPERATIONS {
+        let (chores, reports) = helper(scope, &memory);
+        while !reached(goal, done, started) {
             let half = arena.random.below(2) * HALF * PAGE;
             let ticket = arena.start(&lane, half);
             chores.send(arena.chore(HALF * PAGE - half))?;
             reports.recv()??;
-            arena.finish(&lane, ticket).with_context(|| format!("operation {index}"))?;
+            arena.finish(&lane, ticket).with_context(|| format!("operation {done}"))?;
+            done += 1;
+            if done == SETTLED {
+                early = Some(resident_kib()?);
+            }
         }
         Ok::<(), anyhow::Error>(())
     })?;
     same("arena", &memory.read_all(), &arena.model)?;
     let asked = lane.device.counters().page_requests - before.page_requests;
-    bench.notes.push(format!("{OPERATIONS} operations, {asked} page requests"));
+    bench.notes.push(format!("{done} operations, {asked} page requests"));
+    lane.queue.rest()?;
+    drop(lane);
+    flat(bench, early, done)?;
+    let after = next_pasid(bench)?;
+    ensure!(after == pasid, "the next process had PASID {pasid:?} before, and {after:?} after");
+    if let Some(requests) = requests_in_queues() {
+        ensure!(requests == 0, "{requests} page requests are still in the kernel's queues");
+        bench.notes.push("PASIDs as before, no page request left".to_owned());
+    }
     Ok(())
+}
+
+/// A thread that takes pages away when it is told to.
+fn helper<'scope>(scope: &'scope thread::Scope<'scope, '_>, memory: &'scope Mapping) -> Helper {
+    let (chores, work) = mpsc::channel();
+    let (report, reports) = mpsc::channel();
+    scope.spawn(move || {
+        for chore in work {
+            let outcome = match chore {
+                Chore::Discard(range) => memory.discard(range),
+                Chore::Replace(range) => memory.replace(range),
+            };
+            if report.send(outcome).is_err() {
+                break;
+            }
+        }
+    });
+    (chores, reports)
+}
+
+type Helper = (mpsc::Sender<Chore>, mpsc::Receiver<io::Result<()>>);
+
+fn reached(goal: Soak, done: u64, started: Instant) -> bool {
+    match goal {
+        Soak::Operations(count) => done >= count,
+        Soak::For(time) => started.elapsed() >= time,
+    }
+}
+
+/// This program needs no more memory than it did early on.
+fn flat(bench: &mut Bench<'_>, early: Option<u64>, done: u64) -> Result<()> {
+    /// What a heap may be unsteady by.
+    const SLACK_KIB: u64 = 1024;
+    let (Some(early), late) = (early, resident_kib()?) else { return Ok(()) };
+    bench.notes.push(format!("resident {early} KiB after {SETTLED} operations, {late} KiB after {done}"));
+    ensure!(late <= early + SLACK_KIB, "the program grew from {early} to {late} KiB");
+    Ok(())
+}
+
+/// Memory of this process that is resident, its mappings under test included.
+fn resident_kib() -> Result<u64> {
+    let text = fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+}
+
+/// The PASID that a new process gets: the kernel gives the lowest one that is free, so that one that was leaked
+/// shows. `None` where the number says nothing of the kind.
+fn next_pasid(bench: &Bench<'_>) -> Result<Option<u32>> {
+    if !bench.endpoint.is_shared() {
+        return Ok(None);
+    }
+    let mut crowd = Crowd::new(bench.endpoint)?;
+    ensure!(crowd.join()?, "the kernel binds no process");
+    let pasid = crowd.pasids().first().copied();
+    crowd.leave()?;
+    Ok(pasid)
+}
+
+/// Page requests between head and tail of all units' queues, in bytes, where debugfs shows their registers.
+fn requests_in_queues() -> Option<u64> {
+    let text = fs::read_to_string("/sys/kernel/debug/iommu/intel/iommu_regset").ok()?;
+    let register = |name: &str| {
+        let values = text.lines().filter(|line| line.split_ascii_whitespace().next() == Some(name));
+        values.map(|line| u64::from_str_radix(line.rsplit("0x").next().unwrap_or("").trim(), 16)).collect()
+    };
+    let (heads, tails): (Result<Vec<u64>, _>, Result<Vec<u64>, _>) = (register("PQH"), register("PQT"));
+    let (heads, tails) = (heads.ok()?, tails.ok()?);
+    Some(heads.iter().zip(&tails).map(|(head, tail)| head.abs_diff(*tail)).sum())
 }
 
 /// An operation under way and what it must say.

@@ -1,6 +1,5 @@
 //! The model's registers, queues and workers.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Instant;
@@ -8,49 +7,38 @@ use std::time::Instant;
 use anyhow::Result;
 
 use super::Flaw;
-use super::memory::{Memory, Refusal, offset};
-use crate::endpoint::{
-    DESCRIPTOR_WORDS, NO_DIFFERENCE, Operation, Reason, Registers, control, global, portal,
-};
-use crate::model;
+use super::memory::Memory;
+use super::operation::{ABORTED, End, write_record};
+use super::queue::{Job, QueueState};
+use super::sharing::Sharing;
+use crate::endpoint::{DESCRIPTOR_WORDS, Operation, Registers, control, global, portal, window};
 use crate::sys::PAGE;
 
 const QUEUES: usize = 4;
+/// The flag in a descriptor's first word.
+const WANTS_RECORD: u64 = 1 << 8;
 const DEPTH_LOG2: u32 = 6;
-const LONGEST: u64 = 1 << 30;
 
 #[derive(Default)]
-struct QueueState {
-    enabled: bool,
-    /// Counts disables; what was submitted before the last one is aborted.
-    generation: u64,
-    pasid: u32,
-    irq: u32,
-    staging: [u64; DESCRIPTOR_WORDS],
-    pending: VecDeque<(u64, [u64; DESCRIPTOR_WORDS])>,
-    at_work: bool,
-    waiting: bool,
-    dropped: u32,
-    page_requests: u64,
-    record_lost: u64,
-}
-
-#[derive(Default)]
-struct State {
-    queues: [QueueState; QUEUES],
+pub(super) struct State {
+    pub(super) queues: [QueueState; QUEUES],
+    pub(super) sharing: Sharing,
     completed: u64,
     page_requests: u64,
+    page_groups: u64,
     dropped: u64,
     records_lost: u64,
     moments: [u64; 5],
     asked: u64,
     asker: u64,
     sequence: u64,
+    /// Counts resets: what a device knows of memory ends with each.
+    resets: u64,
 }
 
 /// The model.
 pub(super) struct Engine {
-    flaw: Flaw,
+    pub(super) flaw: Flaw,
     started: Instant,
     state: Mutex<State>,
     changed: Condvar,
@@ -77,7 +65,7 @@ impl Engine {
         Ok(engine)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -87,55 +75,73 @@ impl Engine {
 
     /// One worker: takes the descriptors of its queues, for ever.
     fn work(&self, queues: &[usize], mut memory: Memory) {
+        let mut resets = 0;
         loop {
-            let (index, generation, words) = self.next(queues);
-            let (operation, tag, record) = Operation::decode(&words);
-            memory.requests = 0;
-            let without_pasid = self.state().queues[index].pasid & control::VALID == 0;
-            memory.asks = operation.blocks();
-            let mut end = if without_pasid { End::refused(Reason::Refused) } else { End::invalid() };
-            if !without_pasid && is_valid(&operation, record) {
-                let current = || self.state().queues[index].generation == generation;
-                end =
-                    Execution { engine: self, memory: &mut memory, index, current: &current }.run(&operation);
+            let (index, job) = self.next(queues);
+            let now = self.state().resets;
+            if std::mem::replace(&mut resets, now) != now {
+                memory.forget();
             }
-            // Whoever sees the record looks at the counters next.
-            let counted = memory.requests;
-            self.count(index, counted);
-            let aborted = end.status == ABORTED;
-            let told = (aborted && self.flaw == Flaw::SilentAbort)
-                || (!without_pasid && write_record(&mut memory, &end, tag, record, aborted).is_ok());
-            self.count(index, memory.requests - counted);
-            self.complete(index, &memory, (!told).then_some(record));
-            if operation.interrupts() || self.flaw == Flaw::Chatty {
-                self.send_interrupt(index);
-            }
-            self.state().queues[index].at_work = false;
+            self.carry_out(index, &job, &mut memory);
+            let mut state = self.state();
+            state.queues[index].at_work = false;
+            state.queues[index].finished = job.number;
+            drop(state);
             self.changed.notify_all();
         }
     }
 
-    fn next(&self, queues: &[usize]) -> (usize, u64, [u64; DESCRIPTOR_WORDS]) {
+    /// Whether a descriptor is still wanted.
+    pub(super) fn current(&self, index: usize, job: &Job) -> bool {
+        let queue = &self.state().queues[index];
+        queue.generation == job.generation && job.number > queue.aborted
+    }
+
+    /// Shows how a descriptor ended.
+    pub(super) fn tell(&self, index: usize, memory: &mut Memory, words: &[u64; DESCRIPTOR_WORDS], end: &End) {
+        let (operation, tag, record) = Operation::decode(words);
+        // Whoever sees the record looks at the counters next.
+        let counted = memory.requests;
+        self.count(index, memory, counted);
+        let aborted = end.status == ABORTED;
+        let told = (aborted && self.flaw == Flaw::SilentAbort)
+            || words[0] & WANTS_RECORD == 0
+            || (memory.reachable && write_record(memory, end, tag, record, aborted).is_ok());
+        let more = memory.requests - counted;
+        self.count(index, memory, more);
+        self.complete(index, memory, (!told).then_some(record));
+        if operation.interrupts() || self.flaw == Flaw::Chatty {
+            self.send_interrupt(index);
+        }
+    }
+
+    fn next(&self, queues: &[usize]) -> (usize, Job) {
         let mut state = self.state();
         loop {
             for &index in queues {
-                if let Some((generation, words)) = state.queues[index].pending.pop_front() {
+                let pending = &mut state.queues[index].pending;
+                let next = if self.flaw == Flaw::Reorders { pending.pop_back() } else { pending.pop_front() };
+                if let Some(job) = next {
                     state.queues[index].at_work = true;
-                    return (index, generation, words);
+                    return (index, job);
                 }
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn count(&self, index: usize, page_requests: u64) {
+    fn count(&self, index: usize, memory: &mut Memory, page_requests: u64) {
         let mut state = self.state();
+        state.page_groups += std::mem::take(&mut memory.groups);
         state.page_requests += page_requests;
         state.queues[index].page_requests += page_requests;
     }
 
     fn complete(&self, index: usize, memory: &Memory, lost: Option<u64>) {
         let mut state = self.state();
+        if self.flaw == Flaw::Uncounted {
+            return;
+        }
         state.completed += 1;
         if let Some(record) = lost {
             state.records_lost += 1;
@@ -157,35 +163,51 @@ impl Engine {
         }
     }
 
-    fn submit(&self, state: &mut State, index: usize) {
+    /// Takes a descriptor that was written to a queue's portal or, with its PASID, to a window.
+    fn submit(&self, state: &mut State, index: usize, page: usize, words: [u64; DESCRIPTOR_WORDS]) -> u32 {
+        let pasid = if page == 0 { state.queues[index].pasid } else { state.sharing.pasid(page - 1) };
         let queue = &mut state.queues[index];
-        let words = std::mem::take(&mut queue.staging);
-        if !queue.enabled || queue.occupancy() >= 1 << DEPTH_LOG2 {
-            queue.dropped += 1;
+        let depth = if self.flaw == Flaw::Shallow { 8 } else { 1 << DEPTH_LOG2 };
+        if self.flaw == Flaw::Uncounted && !queue.enabled {
+            return portal::ACCEPTED;
+        }
+        if !queue.enabled || queue.shared != (page > 0) {
             state.dropped += 1;
-            return;
+            return portal::DISABLED;
         }
-        queue.pending.push_back((queue.generation, words));
+        if queue.occupancy() >= depth {
+            state.dropped += 1;
+            return portal::FULL;
+        }
+        queue.submitted += 1;
+        let own =
+            page == 0 || pasid == super::own_pasid() | control::VALID || self.flaw == Flaw::MixesWindows;
+        let pasid = (pasid & control::VALID != 0).then_some(own);
+        queue.pending.push_back(Job {
+            words,
+            page,
+            pasid,
+            number: queue.submitted,
+            generation: queue.generation,
+        });
         self.changed.notify_all();
-    }
-}
-
-impl QueueState {
-    fn occupancy(&self) -> u32 {
-        u32::try_from(self.pending.len()).unwrap_or(u32::MAX) + u32::from(self.at_work)
+        portal::ACCEPTED
     }
 
-    fn status(&self) -> u32 {
-        let active = if self.occupancy() > 0 { control::ACTIVE } else { 0 };
-        let waiting = if self.waiting { control::WAITING } else { 0 };
-        u32::from(self.enabled) | active | waiting
-    }
-
-    fn enable(&mut self, on: bool) {
-        if self.enabled && !on {
-            self.generation += 1;
+    fn write_portal(&self, state: &mut State, index: usize, register: usize, value: u64) {
+        if let Some(words) = state.queues[index].portal.write(register, value) {
+            let outcome = self.submit(state, index, 0, words);
+            state.queues[index].portal.note(outcome, self.flaw);
         }
-        self.enabled = on;
+    }
+
+    fn write_window(&self, state: &mut State, number: usize, register: usize, value: u64) {
+        if let Some(words) = state.sharing.page(number).write(register, value) {
+            let queue = state.sharing.queue(number).filter(|queue| *queue < QUEUES);
+            let outcome = queue.map(|queue| self.submit(state, queue, number + 1, words));
+            let outcome = outcome.unwrap_or(portal::DISABLED);
+            state.sharing.page(number).note(outcome, self.flaw);
+        }
     }
 }
 
@@ -196,17 +218,18 @@ fn page_of(offset: usize, base: usize) -> Option<(usize, usize)> {
     (queue < QUEUES).then_some((queue, register))
 }
 
+fn window_of(offset: usize) -> Option<(usize, usize)> {
+    let below = offset.checked_sub(window::offset(0, 0))?;
+    (below < window::COUNT * PAGE).then_some((below / PAGE, below % PAGE))
+}
+
 impl Registers for Engine {
     fn read32(&self, offset: usize) -> u32 {
         let state = self.state();
         if let Some((index, register)) = page_of(offset, portal::offset(0, 0)) {
             let queue = &state.queues[index];
-            let free = if queue.enabled { (1 << DEPTH_LOG2) - queue.occupancy() } else { 0 };
-            return match register {
-                portal::FREE => free,
-                portal::DROPPED => queue.dropped,
-                _ => 0,
-            };
+            let open = queue.enabled && !queue.shared;
+            return queue.portal.read(register, if open { (1 << DEPTH_LOG2) - queue.occupancy() } else { 0 });
         }
         if let Some((index, register)) = page_of(offset, control::offset(0, 0)) {
             let queue = &state.queues[index];
@@ -219,10 +242,16 @@ impl Registers for Engine {
                 _ => 0,
             };
         }
+        if let Some((number, register)) = window_of(offset) {
+            return state.sharing.read(number, register, &state.queues, 1 << DEPTH_LOG2);
+        }
         let pri = self.flaw != Flaw::NoPri;
         match offset {
             global::ID => 0x314d_5653,
-            global::VERSION => 1,
+            global::VERSION => 2,
+            // No engines: a queue has one of its own.
+            global::LIMITS => 0x0a10_1000,
+            global::COMMAND_STATUS => state.sharing.command_state(&state.queues, self.flaw),
             global::CAPS => 4 | DEPTH_LOG2 << 8 | u32::from(pri) << 16 | 1 << 17,
             global::STATUS => 0b1011 | u32::from(pri) << 2,
             _ => 0,
@@ -241,6 +270,7 @@ impl Registers for Engine {
         match offset {
             global::COMPLETED => state.completed,
             global::PAGE_REQUESTS => state.page_requests,
+            global::PAGE_GROUPS => state.page_groups,
             global::DROPPED => state.dropped,
             global::RECORDS_LOST => state.records_lost,
             global::MISS..global::ADDRESS => state.moments[(offset - global::MISS) / 8],
@@ -253,11 +283,21 @@ impl Registers for Engine {
     fn write32(&self, offset: usize, value: u32) {
         let mut state = self.state();
         if offset == global::CTRL && value & 1 != 0 {
+            state.resets += 1;
             state.queues.iter_mut().for_each(|queue| queue.enable(false));
+            state.sharing.close();
+        } else if offset == global::COMMAND {
+            let State { sharing, queues, .. } = &mut *state;
+            sharing.command(value, queues);
+            self.changed.notify_all();
+        } else if state.sharing.write(offset, value) {
         } else if let Some((index, register)) = page_of(offset, control::offset(0, 0)) {
             let queue = &mut state.queues[index];
             match register {
-                control::CTRL => queue.enable(value & 1 != 0),
+                control::CTRL => {
+                    queue.enable(value & control::ENABLE != 0);
+                    queue.shared |= value & control::SHARED != 0;
+                }
                 control::PASID if !queue.enabled => queue.pasid = value,
                 control::IRQ => queue.irq = value,
                 _ => {}
@@ -267,183 +307,10 @@ impl Registers for Engine {
 
     fn write64(&self, offset: usize, value: u64) {
         let mut state = self.state();
-        if let Some((index, register)) = page_of(offset, portal::offset(0, 0))
-            && register < DESCRIPTOR_WORDS * 8
-        {
-            state.queues[index].staging[register / 8] = value;
-            if register / 8 == DESCRIPTOR_WORDS - 1 {
-                self.submit(&mut state, index);
-            }
+        if let Some((index, register)) = page_of(offset, portal::offset(0, 0)) {
+            self.write_portal(&mut state, index, register, value);
+        } else if let Some((number, register)) = window_of(offset) {
+            self.write_window(&mut state, number, register, value);
         }
-    }
-}
-
-const SUCCESS: u8 = 1;
-const FAULT: u8 = 2;
-const INVALID: u8 = 3;
-const ABORTED: u8 = 4;
-
-/// How an operation ended.
-struct End {
-    status: u8,
-    refusal: Option<Refusal>,
-    completed: u64,
-    result: u64,
-}
-
-impl End {
-    fn invalid() -> Self {
-        Self { status: INVALID, refusal: None, completed: 0, result: 0 }
-    }
-
-    fn refused(reason: Reason) -> Self {
-        let refusal = Some(Refusal { address: 0, write: false, reason });
-        Self { status: FAULT, refusal, completed: 0, result: 0 }
-    }
-}
-
-fn is_valid(operation: &Operation, record: u64) -> bool {
-    let known = operation.opcode <= 5 && operation.flags & 0xf0 == 0 && operation.reserved == 0;
-    let fits = |address: u64| address.checked_add(operation.length).is_some() || operation.opcode == 5;
-    known
-        && record.is_multiple_of(32)
-        && operation.length <= LONGEST
-        && fits(operation.source)
-        && fits(operation.destination)
-}
-
-fn write_record(memory: &mut Memory, end: &End, tag: u32, record: u64, aborted: bool) -> Result<(), Refusal> {
-    let refusal = end.refusal.unwrap_or(Refusal { address: 0, write: false, reason: Reason::NotAccessible });
-    let reason = match refusal.reason {
-        Reason::NoPageRequests => 1,
-        Reason::Refused => 2,
-        _ => 0,
-    };
-    let information = u8::from(refusal.write) | reason << 1;
-    let requests = u16::try_from(memory.requests).unwrap_or(u16::MAX);
-    let mut bytes = [0; 32];
-    bytes[0] = end.status;
-    bytes[1] = information;
-    bytes[2..4].copy_from_slice(&requests.to_le_bytes());
-    bytes[4..8].copy_from_slice(&tag.to_le_bytes());
-    bytes[8..16].copy_from_slice(&end.completed.to_le_bytes());
-    bytes[16..24].copy_from_slice(&refusal.address.to_le_bytes());
-    bytes[24..32].copy_from_slice(&end.result.to_le_bytes());
-    memory.asks = !aborted;
-    memory.write(record + 8, &bytes[8..])?;
-    memory.write(record, &bytes[..8])
-}
-
-/// An operation at work.
-struct Execution<'a> {
-    engine: &'a Engine,
-    memory: &'a mut Memory,
-    index: usize,
-    /// Whether the queue was not disabled meanwhile.
-    current: &'a dyn Fn() -> bool,
-}
-
-/// Why an operation stops.
-enum Stop {
-    Refused(Refusal),
-    Aborted,
-    Found(u64),
-}
-
-impl From<Refusal> for Stop {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl Execution<'_> {
-    fn run(&mut self, operation: &Operation) -> End {
-        let (mut completed, mut result) = (0, 0);
-        let outcome = if operation.opcode == 5 {
-            self.chase(operation, &mut completed, &mut result)
-        } else {
-            self.span(operation, &mut completed, &mut result)
-        };
-        self.engine.state().queues[self.index].waiting = false;
-        let (status, refusal) = match outcome {
-            Ok(()) => (SUCCESS, None),
-            Err(Stop::Found(at)) => {
-                result = at;
-                (SUCCESS, None)
-            }
-            Err(Stop::Aborted) => (ABORTED, None),
-            Err(Stop::Refused(refusal)) => (FAULT, Some(refusal)),
-        };
-        if refusal.is_some() && self.engine.flaw == Flaw::ForgetsPart {
-            completed = 0;
-        }
-        End { status, refusal, completed, result }
-    }
-
-    fn pause(&mut self) -> Result<(), Stop> {
-        let mut state = self.engine.state();
-        state.queues[self.index].waiting = self.memory.requests > 0;
-        drop(state);
-        if (self.current)() { Ok(()) } else { Err(Stop::Aborted) }
-    }
-
-    /// Everything but lists: piece by piece, none across a page of either side.
-    fn span(&mut self, operation: &Operation, completed: &mut u64, result: &mut u64) -> Result<(), Stop> {
-        let Operation { opcode, source, destination, length, operand, .. } = *operation;
-        self.pause()?;
-        let mut sum = u32::try_from(operand & 0xffff_ffff).unwrap_or(0);
-        if opcode == 3 {
-            *result = NO_DIFFERENCE;
-        }
-        while opcode != 0 && *completed < length {
-            self.pause()?;
-            let (from, to) = (source + *completed, destination + *completed);
-            let room = PAGE - offset(from).max(offset(to));
-            let piece = usize::try_from(length - *completed).unwrap_or(usize::MAX).min(room);
-            let mut bytes = vec![0; piece];
-            if opcode != 2 {
-                self.memory.read(from, &mut bytes)?;
-            }
-            match opcode {
-                1 => {
-                    let short = self.engine.flaw == Flaw::LosesByte && length > PAGE as u64;
-                    let last = short && *completed + piece as u64 == length;
-                    self.memory.write(to, &bytes[..piece - usize::from(last)])?;
-                }
-                2 => {
-                    let shift = usize::try_from(*completed % 8).unwrap_or(0);
-                    self.memory.write(to, &model::fill(operand, piece + shift)[shift..])?;
-                }
-                3 => {
-                    let mut other = vec![0; piece];
-                    self.memory.read(to, &mut other)?;
-                    if let Some(at) = model::first_difference(&bytes, &other) {
-                        *completed += at as u64;
-                        return Err(Stop::Found(*completed));
-                    }
-                }
-                _ => {
-                    sum = model::crc32c(&bytes, sum);
-                    *result = u64::from(if self.engine.flaw == Flaw::WrongCrc { !sum } else { sum });
-                }
-            }
-            *completed += piece as u64;
-        }
-        Ok(())
-    }
-
-    fn chase(&mut self, operation: &Operation, hops: &mut u64, result: &mut u64) -> Result<(), Stop> {
-        *result = operation.source;
-        while *result != 0 && *hops < operation.length {
-            self.pause()?;
-            let mut next = [0; 8];
-            self.memory.read(*result, &mut next)?;
-            match u64::from_le_bytes(next) {
-                0 => return Ok(()),
-                next => *result = next,
-            }
-            *hops += 1;
-        }
-        Ok(())
     }
 }

@@ -1,0 +1,123 @@
+//! Page requests when the queue for them is full, and when the driver goes.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+
+use super::process::{all_ended, keep_busy, worker};
+use super::{Case, Needs};
+use crate::bench::{Bench, Skip, copy_all, fresh, same, success};
+use crate::endpoint::{Counters, Device, Operation, Registers, find};
+use crate::model;
+use crate::sys::PAGE;
+
+use Needs::PageRequests;
+
+pub(super) const CASES: &[Case] = &[
+    Case::new("page-request-overflow", PageRequests, page_request_overflow).provoking(),
+    Case::new("driver-unbound-with-requests-outstanding", PageRequests, driver_unbound).provoking(),
+];
+
+/// The endpoint's switchboard for misbehaviour (devices/src/svm/misbehaviour/README.md); dropping it puts
+/// everything off.
+struct Switchboard(Arc<dyn Registers>);
+
+impl Switchboard {
+    const KINDS: usize = 0x400;
+    const SELECT: usize = 0x40c;
+    const ARGUMENT: usize = 0x410;
+    const HOW: usize = 0x414;
+    const HAPPENED: usize = 0x418;
+    const COMMAND: usize = 0x41c;
+    const ALL_OFF: u32 = 1;
+    const REQUEST_FLOOD: u32 = 9;
+
+    /// One flood of `requests` page requests with the next descriptor that asks for a page.
+    fn flood_once(registers: Arc<dyn Registers>, requests: u32) -> Result<Self> {
+        const COUNTED: u32 = 2;
+        const ONCE: u32 = 1 << 8;
+        if registers.read32(Self::KINDS) >> Self::REQUEST_FLOOD & 1 == 0 {
+            return Err(Skip("this endpoint makes no flood of page requests").into());
+        }
+        registers.write32(Self::SELECT, Self::REQUEST_FLOOD);
+        registers.write32(Self::ARGUMENT, requests);
+        registers.write32(Self::HOW, COUNTED | ONCE);
+        Ok(Self(registers))
+    }
+
+    fn happened(&self) -> u32 {
+        self.0.write32(Self::SELECT, Self::REQUEST_FLOOD);
+        self.0.read32(Self::HAPPENED)
+    }
+}
+
+impl Drop for Switchboard {
+    fn drop(&mut self) {
+        self.0.write32(Self::COMMAND, Self::ALL_OFF);
+    }
+}
+
+/// One queue asks for a page thousands of times at once, more than the kernel's queue holds, while all the others
+/// ask for theirs. Every descriptor still gets its pages.
+fn page_request_overflow(bench: &mut Bench<'_>) -> Result<()> {
+    const FLOOD: u32 = 4096;
+    const PAGES: usize = 8;
+    let device = Device::open(bench.endpoint)?;
+    let switchboard = Switchboard::flood_once(bench.endpoint.peek()?, FLOOD)?;
+    let flooded = fresh(1)?;
+    let flooder = device.queue(0)?;
+    let mut parts = Vec::new();
+    for index in 1..device.queues() {
+        let (source, bytes) = bench.resident(PAGES)?;
+        parts.push((device.queue(index)?, source, bytes, fresh(PAGES)?));
+    }
+    let flood = flooder.start(&Operation::fill(flooded.address(), PAGE, 0xf1));
+    let tickets: Vec<_> =
+        parts.iter().map(|(queue, source, _, target)| queue.start(&copy_all(source, target))).collect();
+    success(&flooder.wait(flood)?, PAGE).context("the flood's own descriptor")?;
+    same("the flood's own page", &flooded.read_all(), &model::fill(0xf1, PAGE))?;
+    for ((queue, _, bytes, target), ticket) in parts.iter().zip(tickets) {
+        success(&queue.wait(ticket)?, bytes.len())?;
+        same("destination", &target.read_all(), bytes)?;
+    }
+    let happened = switchboard.happened();
+    ensure!(happened == 1, "{happened} floods");
+    bench.notes.push(format!("{} page requests sent", device.counters().page_requests));
+    drop((flooder, parts, switchboard, device));
+    worker(bench.endpoint).context("afterwards")
+}
+
+/// The bond ends with page requests under way, and the driver goes at once; a function that is found again works.
+/// The driver never gives its interrupts back, so the function has to leave the bus in between.
+fn driver_unbound(bench: &mut Bench<'_>) -> Result<()> {
+    bench.change_machine()?;
+    if !bench.endpoint.is_shared() {
+        return Err(Skip("a rehearsal has no driver").into());
+    }
+    let folder = find()?;
+    let name = folder.file_name().context("no name")?.to_string_lossy().into_owned();
+    let device = Device::open(bench.endpoint)?;
+    let before = device.counters();
+    let (queues, memory) = keep_busy(&device)?;
+    queues.into_iter().for_each(crate::endpoint::Queue::abandon);
+    drop(device);
+    fs::write(folder.join("driver/unbind"), &name).context("the driver does not let go")?;
+    all_ended(bench.endpoint, before, memory.len() as u64)?;
+    ensure!(
+        Counters::read(bench.endpoint.peek()?.as_ref()).dropped == before.dropped,
+        "descriptors were dropped"
+    );
+
+    fs::write(folder.join("remove"), "1").context("the function does not leave the bus")?;
+    fs::write("/sys/bus/pci/rescan", "1").context("cannot look for functions")?;
+    ensure!(folder.exists(), "the function is not found again");
+    give_to_uio(&folder, &name)?;
+    worker(bench.endpoint).context("with the driver again")
+}
+
+fn give_to_uio(folder: &Path, name: &str) -> Result<()> {
+    fs::write(folder.join("driver_override"), "uio_pci_sva").context("cannot set driver_override")?;
+    fs::write("/sys/bus/pci/drivers_probe", name).context("the driver refused")
+}
