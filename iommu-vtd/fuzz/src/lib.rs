@@ -5,9 +5,11 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod hosted;
 mod input;
 mod watched;
 
 pub use bench::{Bench, LAYOUT, Layout, profile};
+pub use hosted::{CHUNK, CHUNKS, Hosted, PASIDS, source};
 pub use input::{Offset, PageRequestInput, RequestInput};
 pub use watched::Watched;

@@ -53,7 +53,7 @@ pub(crate) fn run_child(endpoint: &dyn Endpoint, role: &str) -> Result<()> {
 }
 
 /// Fills every queue with work that needs page requests; returns what must stay mapped.
-pub(super) fn keep_busy(device: &Device) -> Result<(Vec<crate::endpoint::Queue>, Vec<Mapping>)> {
+fn keep_busy(device: &Device) -> Result<(Vec<crate::endpoint::Queue>, Vec<Mapping>)> {
     let (mut queues, mut memory) = (Vec::new(), Vec::new());
     for index in 0..device.queues() {
         let queue = device.queue(index)?;
@@ -86,7 +86,7 @@ fn close_with_work_in_flight(bench: &mut Bench<'_>) -> Result<()> {
 }
 
 /// Waits for the device and counts.
-pub(super) fn all_ended(endpoint: &dyn Endpoint, before: Counters, submitted: u64) -> Result<()> {
+fn all_ended(endpoint: &dyn Endpoint, before: Counters, submitted: u64) -> Result<()> {
     let registers = endpoint.peek()?;
     rest(registers.as_ref())?;
     let ended = Counters::read(registers.as_ref()).completed - before.completed;

@@ -1,24 +1,20 @@
-//! Page requests when the queue for them is full, and when the driver goes.
+//! Page requests when the queue for them is full.
 
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 
-use super::process::{all_ended, keep_busy, worker};
+use super::process::worker;
 use super::{Case, Needs};
 use crate::bench::{Bench, Skip, copy_all, fresh, same, success};
-use crate::endpoint::{Counters, Device, Operation, Registers, find};
+use crate::endpoint::{Device, Operation, Registers};
 use crate::model;
 use crate::sys::PAGE;
 
 use Needs::PageRequests;
 
-pub(super) const CASES: &[Case] = &[
-    Case::new("page-request-overflow", PageRequests, page_request_overflow).provoking(),
-    Case::new("driver-unbound-with-requests-outstanding", PageRequests, driver_unbound).provoking(),
-];
+pub(super) const CASES: &[Case] =
+    &[Case::new("page-request-overflow", PageRequests, page_request_overflow).provoking()];
 
 /// The endpoint's switchboard for misbehaviour (devices/src/svm/misbehaviour/README.md); dropping it puts
 /// everything off.
@@ -87,37 +83,4 @@ fn page_request_overflow(bench: &mut Bench<'_>) -> Result<()> {
     bench.notes.push(format!("{} page requests sent", device.counters().page_requests));
     drop((flooder, parts, switchboard, device));
     worker(bench.endpoint).context("afterwards")
-}
-
-/// The bond ends with page requests under way, and the driver goes at once; a function that is found again works.
-/// The driver never gives its interrupts back, so the function has to leave the bus in between.
-fn driver_unbound(bench: &mut Bench<'_>) -> Result<()> {
-    bench.change_machine()?;
-    if !bench.endpoint.is_shared() {
-        return Err(Skip("a rehearsal has no driver").into());
-    }
-    let folder = find()?;
-    let name = folder.file_name().context("no name")?.to_string_lossy().into_owned();
-    let device = Device::open(bench.endpoint)?;
-    let before = device.counters();
-    let (queues, memory) = keep_busy(&device)?;
-    queues.into_iter().for_each(crate::endpoint::Queue::abandon);
-    drop(device);
-    fs::write(folder.join("driver/unbind"), &name).context("the driver does not let go")?;
-    all_ended(bench.endpoint, before, memory.len() as u64)?;
-    ensure!(
-        Counters::read(bench.endpoint.peek()?.as_ref()).dropped == before.dropped,
-        "descriptors were dropped"
-    );
-
-    fs::write(folder.join("remove"), "1").context("the function does not leave the bus")?;
-    fs::write("/sys/bus/pci/rescan", "1").context("cannot look for functions")?;
-    ensure!(folder.exists(), "the function is not found again");
-    give_to_uio(&folder, &name)?;
-    worker(bench.endpoint).context("with the driver again")
-}
-
-fn give_to_uio(folder: &Path, name: &str) -> Result<()> {
-    fs::write(folder.join("driver_override"), "uio_pci_sva").context("cannot set driver_override")?;
-    fs::write("/sys/bus/pci/drivers_probe", name).context("the driver refused")
 }
