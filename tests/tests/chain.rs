@@ -103,6 +103,33 @@ fn a_killed_svmm_leaves_the_device_to_the_next() {
     assert!(stats.unit("page_requests").unwrap() > answered, "nothing was asked before the kill");
 }
 
+/// The DMA engine of the host, for the inner guest's kernel.
+const ENGINE: &str = "--memory-mib=256;--vfio=0000:00:02.0";
+/// Copies by the kernel's own driver and test.
+const COPIES: &str = "/bin/dma-test,--threads,4,--iterations,20,--group,DMA";
+
+/// The kernel's own driver of a DMA engine works in the inner guest, whose second-stage tables are copied: copies of four
+/// threads are byte-exact while their mappings come and go.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn a_dma_engine_works_behind_copied_tables() {
+    let guest = host()
+        .unwrap()
+        .option("--ioat=transfer-kib=4")
+        .run(&format!("@host:{TOLD};{ENGINE},mode=shadow;{COPIES}"))
+        .run(&format!("@host:{TOLD};{ENGINE},mode=container;{COPIES}"));
+    let chain = Chain::run(&guest).unwrap();
+    assert_eq!(chain.host.code, 0, "{}", chain.host.tail());
+    assert_eq!(chain.host.kernel_log().unwrap().complaints(), [""; 0]);
+    let [iommufd, container] = &chain.inner[..] else { panic!("{}", chain.host.tail()) };
+    for (inner, way) in [(iommufd, "over iommufd"), (container, "over legacy VFIO containers")] {
+        assert!(inner.text.contains(&format!("shadow page tables {way}: as asked for")), "{}", inner.text);
+        green(inner);
+        let summaries = inner.text.lines().filter(|line| line.starts_with("# dma0chan0-copy"));
+        summaries.for_each(|summary| _ = writeln!(std::io::stdout(), "{way}: {summary}"));
+    }
+}
+
 /// Whoever runs this inner svmm wants to know which way its device goes, and why.
 const TOLD: &str = "--log=info";
 /// DMA by a kernel's own mappings, while they come and go.

@@ -35,6 +35,8 @@ pub enum Command {
     Test(Test),
     /// Boot kernels of several ages in every mode of the IOMMU.
     Matrix(Matrix),
+    /// Run the kernel's own VFIO selftests in a guest, each case in each way to an IOMMU.
+    VfioSelftests,
     /// An interactive guest with the shared-virtual-memory endpoint.
     Shell(Guest),
     /// Build the lab's kernel, once, and tell where it is.
@@ -111,7 +113,7 @@ pub struct Test {
 /// What of the matrix runs.
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
-A cell is named KERNEL/MODE/INTERRUPTS/CPUS, for example lab/first-stage/x2apic/4.
+A cell is named KERNEL/MODE/INTERRUPTS/CPUS, for example lab/first-stage/x2apic/4, or dmatest/MODE.
 Kernels: lab (built here), debian-6.1, debian-6.12, debian-newest (fetched from the Debian archive, unmodified).
 
 Examples:

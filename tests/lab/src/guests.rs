@@ -1,6 +1,7 @@
 //! Guest tests: the test binaries of `svmm-tests`, run in the chosen world.
 
 use std::io::Write;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 
 use crate::materials::{self, Materials};
+use crate::process::output;
 use crate::programs::{self, Program};
 use crate::world::{Sink, Terminal, Word, Workload, World, cloud};
 
@@ -38,6 +40,28 @@ pub fn programs() -> Result<Vec<Program>> {
         bail!("the package svmm-tests has no guest tests");
     }
     Ok(tests)
+}
+
+/// Those of `tests` that have a test whose name holds one of `filters`; all when there is none. A machine need not be
+/// started for the others.
+///
+/// # Errors
+/// A test program does not run on this host, or none has such a test.
+pub fn holding(tests: Vec<Program>, filters: &[String]) -> Result<Vec<Program>> {
+    if filters.is_empty() {
+        return Ok(tests);
+    }
+    let mut chosen = Vec::new();
+    for test in tests {
+        let listed = output(Command::new(&test.path).arg("--list").args(filters))?;
+        if listed.lines().any(|line| line.ends_with(": test")) {
+            chosen.push(test);
+        }
+    }
+    if chosen.is_empty() {
+        bail!("no guest test has a name that holds {}", filters.join(" or "));
+    }
+    Ok(chosen)
 }
 
 /// What all guest tests need, and no command.

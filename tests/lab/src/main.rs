@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Command::Demo(options) => commands::demo::run(options),
         Command::Test(options) => commands::test::run(options),
         Command::Matrix(options) => commands::matrix::run(options),
+        Command::VfioSelftests => commands::vfio_selftests::run(),
         Command::Shell(options) => commands::shell::run(options),
         Command::Kernel(options) => commands::kernel::run(options),
         Command::Doctor => commands::doctor::run(),

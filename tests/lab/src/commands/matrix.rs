@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::cache::Cache;
 use crate::cli;
@@ -16,6 +16,8 @@ use crate::world::Word;
 const LAB: &str = "lab";
 /// The test program whose tests are the cells.
 const PROGRAM: &str = "matrix";
+/// The one with cells of its own, for the lab's kernel only.
+const ENGINE_PROGRAM: &str = "ioat";
 /// All cells.
 const LIMIT: Duration = Duration::from_secs(8 * 60 * 60);
 /// One cell, in seconds: distributions' kernels are large, and the machine may be emulated.
@@ -28,8 +30,10 @@ const CELL_LIMIT_S: &str = "600";
 pub fn run(options: &cli::Matrix) -> Result<bool> {
     let kernels = choose(&options.kernel)?;
     let cache = Cache::open()?;
-    let program = guests::programs()?.into_iter().find(|program| program.name == PROGRAM);
-    let program = program.with_context(|| format!("svmm-tests has no test {PROGRAM}"))?;
+    let with_lab = options.kernel.is_empty() || options.kernel.iter().any(|name| name == LAB);
+    let wanted = |name: &str| name == PROGRAM || with_lab && options.unit.is_none() && name == ENGINE_PROGRAM;
+    let programs: Vec<_> = guests::programs()?.into_iter().filter(|program| wanted(&program.name)).collect();
+    ensure!(programs.iter().any(|program| program.name == PROGRAM), "svmm-tests has no test {PROGRAM}");
     let materials = Materials::prepare(&cache, Initrd::Tests)?;
     let mut workload = guests::workload(&materials);
     workload.env.push(("SVMM_MATRIX", "all".into()));
@@ -48,10 +52,10 @@ pub fn run(options: &cli::Matrix) -> Result<bool> {
         workload.files.push((initrd_name, initrd));
     }
     let mut words = options.filters.clone();
-    if !options.kernel.is_empty() && !options.kernel.iter().any(|name| name == LAB) {
+    if !with_lab {
         words.extend(["--skip".to_owned(), format!("{LAB}/")]);
     }
-    guests::run(&materials, workload, &[program], &words, LIMIT)
+    guests::run(&materials, workload, &programs, &words, LIMIT)
 }
 
 /// The stock kernels among `names`; all when there is none.

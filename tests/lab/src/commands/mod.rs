@@ -6,3 +6,4 @@ pub mod kernel;
 pub mod matrix;
 pub mod shell;
 pub mod test;
+pub mod vfio_selftests;

@@ -21,7 +21,8 @@
 //! Without `svmm.run=`: a shell if the image holds one, else the selftest. With the word
 //! `svmm.verbose` kernel messages keep reaching the console while programs run; with `svmm.unbound` the endpoint
 //! is left without a driver, with `svmm.vfio` it and the DMA engine are given to `vfio-pci`. With `svmm.huge` all memory,
-//! shared memory too, is of huge pages where it can be.
+//! shared memory too, is of huge pages where it can be; it has been written to once before programs run, and four
+//! explicit huge pages of 2 MiB are set aside.
 //! After programs have run, the relevant part of the kernel log stands between
 //! `guest-init: klog begin` and `guest-init: klog end`.
 #![deny(unsafe_code)]
@@ -31,6 +32,7 @@ mod endpoint;
 mod host;
 mod kexec;
 mod klog;
+mod memory;
 mod modules;
 mod power;
 mod sys;
@@ -66,7 +68,7 @@ fn main() {
     if !command_line.split_ascii_whitespace().any(|word| word == "svmm.verbose") {
         sys::console_level(1);
     }
-    huge_pages(command_line.split_ascii_whitespace().any(|word| word == "svmm.huge"));
+    memory::prepare(command_line.split_ascii_whitespace().any(|word| word == "svmm.huge"));
     // Every line that a test program puts into the log must stay there.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
     for line in modules::load_all() {
@@ -167,15 +169,6 @@ fn try_run(words: &[String]) -> Result<ExitStatus> {
     let child = command.spawn().with_context(|| format!("cannot start {program}"))?;
     let status = sys::reap_until(child.id()).with_context(|| format!("cannot wait for {program}"))?;
     Ok(ExitStatus::from_raw(status))
-}
-
-/// The kernel leaves huge pages off in small machines.
-fn huge_pages(always: bool) {
-    let (own, shared) = if always { ("always", "always") } else { ("madvise", "advise") };
-    // Shared memory is that of guests in a guest that is a host.
-    for (file, value) in [("enabled", own), ("defrag", own), ("shmem_enabled", shared)] {
-        let _ = fs::write(format!("/sys/kernel/mm/transparent_hugepage/{file}"), value);
-    }
 }
 
 fn print_log(select: impl FnOnce(&str) -> String) {

@@ -62,7 +62,7 @@ pub fn run(options: &cli::Test) -> Result<bool> {
 
 /// The guest tests whose names hold one of `filters`; all when there is none.
 fn guest_tests(cache: &Cache, kernel: KernelInBackground, filters: &[String]) -> Result<bool> {
-    let tests = guests::programs()?;
+    let tests = guests::holding(guests::programs()?, filters)?;
     let materials = Materials::prepare_with(cache, Initrd::Tests, kernel)?;
     eprintln!("[lab] world: {}", materials.world);
     guests::run(&materials, guests::workload(&materials), &tests, filters, GUEST_LIMIT)
