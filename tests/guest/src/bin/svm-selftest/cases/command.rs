@@ -12,7 +12,7 @@ use crate::wait::{patience, wait_until};
 use Needs::{PageRequests, Translation};
 
 pub(super) const CASES: &[Case] = &[
-    Case::new("shared-queue-serves-windows", Translation, shared_queue_serves_windows),
+    Case::new("shared-queue-serves-windows", Translation, shared_queue_serves_windows).provoking(),
     Case::new("shared-queue-tells-when-full", PageRequests, shared_queue_tells_when_full),
     Case::new("drain-of-a-queue", PageRequests, drain_of_a_queue),
     Case::new("abort-of-a-pasid", PageRequests, abort_of_a_pasid),
