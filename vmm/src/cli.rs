@@ -121,9 +121,11 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 512, allow_negative_numbers = true)]
     pub(crate) memory_mib: u64,
     /// Add an SVM endpoint. Options, comma-separated: queues=1 to 16 (8), depth=2 to 1024, a power of two (64),
-    /// engines=1 to 16 (8), ats=on|off (on), pri=on|off (on), pasid-bits=1 to 20 (20), misbehave=KIND[:COUNT|:1/N][@ARGUMENT] to do something wrong always, COUNT
-    /// times or once in N times (may be repeated; the kinds are listed below), seed=N of its dice, and those of all devices: iommu=ID of its unit (the first), rmrr-mib=N of
-    /// reserved memory that is mapped one to one, satc=on|required to list it as an integrated device with ATS.
+    /// engines=1 to 16 (8), ats=on|off (on), pri=on|off (on), pasid-bits=1 to 20 (20), misbehave=KIND, KIND:COUNT or
+    /// KIND:1/N to do something wrong always, COUNT times or once in N times, all of them with or without @ARGUMENT
+    /// (may be repeated; the kinds are listed below), seed=N of its dice, and those of all devices: iommu=ID of its
+    /// unit (the first), rmrr-mib=N of reserved memory that is mapped one to one, satc=on|required to list it as an
+    /// integrated device with ATS.
     /// May be given up to 15 times
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) svm: Vec<String>,
