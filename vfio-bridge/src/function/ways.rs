@@ -24,7 +24,8 @@ pub struct Connections {
     pub remapper: Option<Arc<dyn InterruptRemapper>>,
     /// Ways past this process.
     pub shortcuts: Arc<dyn InterruptShortcuts>,
-    /// Where its interrupt line leads, if it has one. Whoever gives one calls [`EndOfInterrupt`] of the function.
+    /// Where its interrupt line leads, if it has one. Whoever gives one calls
+    /// [`EndOfInterrupt`](devices::irq::EndOfInterrupt) of the function.
     pub line: Option<Arc<dyn IrqLine>>,
     /// The IOMMU's side.
     pub host: Arc<dyn HostSide>,

@@ -1,6 +1,6 @@
 //! What iommufd allows and refuses, as sequences of calls with their outcomes.
 //!
-//! One table ([`rows`]) is run against the kernel in memory, by a unit test, and against the mock devices of Linux
+//! One table ([`rows()`]) is run against the kernel in memory, by a unit test, and against the mock devices of Linux
 //! (`CONFIG_IOMMUFD_TEST`), by a program in a guest. So what is believed of the kernel here is what the kernel does.
 //! Where the driver of VT-d and that of mock devices must differ, the line says how and why.
 
