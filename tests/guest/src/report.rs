@@ -59,8 +59,9 @@ impl Result {
     }
 }
 
-/// The sums over all cases, as JSON. Pure.
-pub fn totals(results: &[Result], seed: u64, elapsed: Duration) -> String {
+/// The sums over all cases, as JSON. `page_requests` is all that the device sent, also between cases: of a process that
+/// ended with work under way some come late. Pure.
+pub fn totals(results: &[Result], page_requests: u64, seed: u64, elapsed: Duration) -> String {
     let count =
         |wanted: fn(&Verdict) -> bool| results.iter().filter(|result| wanted(&result.verdict)).count();
     let needing =
@@ -71,7 +72,7 @@ pub fn totals(results: &[Result], seed: u64, elapsed: Duration) -> String {
         "passed": count(|verdict| *verdict == Verdict::Passed),
         "failed": count(|verdict| matches!(verdict, Verdict::Failed(_))),
         "skipped": count(|verdict| matches!(verdict, Verdict::Skipped(_))),
-        "page_requests": results.iter().map(|result| result.page_requests).sum::<u64>(),
+        "page_requests": page_requests,
         "seconds": elapsed.as_secs_f64(),
         "seed": seed,
         "need_page_requests": names,

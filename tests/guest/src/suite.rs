@@ -64,13 +64,15 @@ pub fn run(plan: &Plan<'_>) -> Result<bool> {
         }
     };
     say(&format!("TAP version 14\n1..{}\n", plan.entries.len()));
+    let before = (plan.page_requests)()?;
     let mut results = Vec::new();
     for (index, entry) in plan.entries.iter().enumerate() {
         let result = run_entry(plan, entry, plan.seed.wrapping_add(index as u64))?;
         say(&result.tap(index + 1));
         results.push(result);
     }
-    let totals = report::totals(&results, plan.seed, started.elapsed());
+    let page_requests = (plan.page_requests)()?.wrapping_sub(before);
+    let totals = report::totals(&results, page_requests, plan.seed, started.elapsed());
     say(&format!("# totals {totals}\n"));
     if plan.json {
         let totals: serde_json::Value = serde_json::from_str(&totals)?;

@@ -38,6 +38,8 @@ pub struct Report {
     pub planned: Option<usize>,
     /// One page request from end to end.
     pub timeline: Option<Timeline>,
+    /// Page requests of the whole run.
+    total: Option<u64>,
     /// Why the run was given up.
     pub bail_out: Option<String>,
     /// Remarks after cases that failed.
@@ -55,10 +57,12 @@ impl Report {
         whole && good && !self.cases.is_empty() && self.bail_out.is_none()
     }
 
-    /// Page requests that the device sent in all cases.
+    /// Page requests that the device sent, also between cases; while the run is not at its end, those of the cases so
+    /// far.
     #[must_use]
     pub fn page_requests(&self) -> u64 {
-        self.cases.iter().filter_map(|case| case.figure("pr")?.parse::<u64>().ok()).sum()
+        let cases = || self.cases.iter().filter_map(|case| case.figure("pr")?.parse::<u64>().ok()).sum();
+        self.total.unwrap_or_else(cases)
     }
 
     /// Takes in one line of the console.
@@ -73,10 +77,13 @@ impl Report {
             self.bail_out = Some(reason.trim().to_owned());
         } else if let Some(case) = parse_case(line) {
             self.cases.push(case);
+        } else if let Some(json) = line.strip_prefix(TOTALS) {
+            let totals = serde_json::from_str::<serde_json::Value>(json).unwrap_or_default();
+            self.total = totals.get("page_requests").and_then(serde_json::Value::as_u64);
         } else if let Some(figure) = line.strip_prefix("# figure ") {
             self.figures.push(figure.to_owned());
         } else if let Some(remark) = line.strip_prefix("# ")
-            && let Some(case) = self.cases.last().filter(|case| !case.passed && !line.contains(TOTALS))
+            && let Some(case) = self.cases.last().filter(|case| !case.passed)
         {
             self.remarks.push(format!("{}: {remark}", case.name));
         }
@@ -118,7 +125,8 @@ mod tests {
     fn cases_are_found_among_kernel_messages() {
         let report = report(
             "[    1.0] Run /init\nTAP version 14\n1..3\n\
-             ok 1 - bind # pr=0 ms=1\r\nnot ok 2 - fresh # pr=7 ms=12.5\n# byte 5 differs\n# totals {}\n\
+             ok 1 - bind # pr=0 ms=1\r\nnot ok 2 - fresh # pr=7 ms=12.5\n# byte 5 differs\n\
+             # totals {\"page_requests\":9}\n\
              ok 3 - pri off # SKIP no PRI\nok then\n# figure 8 inv_iotlb\n",
         );
         assert_eq!(report.cases.len(), 3);
@@ -126,7 +134,10 @@ mod tests {
         assert_eq!(report.cases[1].name, "fresh");
         assert!(report.cases[2].skipped);
         assert_eq!(report.remarks, ["fresh: byte 5 differs"]);
-        assert_eq!(report.figures, ["8 inv_iotlb"]);
+        assert_eq!(
+            (report.figures.as_slice(), report.page_requests()),
+            (["8 inv_iotlb".to_owned()].as_slice(), 9)
+        );
         assert!(!report.passed());
     }
 
