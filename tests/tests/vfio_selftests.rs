@@ -85,7 +85,7 @@ fn run(tests: &[String], guest: Guest, may_say: &[&str]) {
 fn the_kernels_own_tests_pass() {
     let mut tests = CHEAP.map(str::to_owned).to_vec();
     if all() {
-        let guest_of_all = guest(2560).word("hugepagesz=1G hugepages=1");
+        let guest_of_all = guest(3584).word("hugepagesz=1G hugepages=1");
         run(&tests, guest_of_all, &[NO_MSI]);
         let modes = MODES.map(|mode| format!("{DRIVER},-v,{mode}"));
         run(&modes, guest(1536), &[]);

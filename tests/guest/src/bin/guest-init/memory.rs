@@ -23,7 +23,7 @@ pub(crate) fn prepare(always: bool) {
     if always {
         let info = fs::read_to_string("/proc/meminfo").unwrap_or_default();
         // The kernel needs a little of it while the rest is taken.
-        let bytes = available_kib(&info).unwrap_or(0) / 16 * 15 * 1024;
+        let bytes = available_kib(&info).unwrap_or(0) / 8 * 7 * 1024;
         drop(black_box(vec![1_u8; bytes]));
         // A machine without them has none; tests that want them say so.
         let _ = fs::write(EXPLICIT.0, EXPLICIT.1);
