@@ -1,8 +1,8 @@
 //! Copies through the whole endpoint, from the portal to the record, beside plain copies of the same lengths over the
 //! same footprint in the same run: their ratio holds also on a machine that has other things to do.
 //!
-//! Each row is the best of rounds that take turns, which is what neither was disturbed in. "memory" is one buffer of guest memory, so both sides meet the
-//! same caches and pages of the host.
+//! Each row is the best of rounds that take turns, which is what neither was disturbed in. "memory" is one buffer of
+//! guest memory, so both sides meet the same caches and pages of the host.
 
 #![allow(missing_docs)]
 
