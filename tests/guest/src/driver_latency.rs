@@ -9,15 +9,34 @@ const KINDS: [&str; 3] = ["1", "2", "3"];
 /// Columns of counts by decade, before those of extremes and the average.
 const DECADES: usize = 7;
 
-/// Has the driver measure from now on. False where it cannot.
-pub fn start() -> bool {
-    KINDS.iter().all(|kind| fs::write(FILE, kind).is_ok())
+/// What is written to measure nothing any more.
+const NOTHING: &str = "0";
+
+/// While it lives, the driver measures. Afterwards it must not: it would ask the clock also while a resume puts the
+/// units back, before the clock runs again, and the kernel warns of that.
+#[derive(Debug)]
+pub struct DriverLatency(());
+
+impl DriverLatency {
+    /// Measures from now on. None where the driver cannot.
+    #[must_use]
+    pub fn start() -> Option<Self> {
+        // Before the first kind: what fails half way stops what has begun.
+        let measured = Self(());
+        KINDS.iter().all(|kind| fs::write(FILE, kind).is_ok()).then_some(measured)
+    }
+
+    /// One line for each kind of invalidation of each unit that happened so far.
+    #[must_use]
+    pub fn lines(&self) -> Vec<String> {
+        parse(&fs::read_to_string(FILE).unwrap_or_default())
+    }
 }
 
-/// One line for each kind of invalidation of each unit that happened. Empty where the driver does not measure.
-#[must_use]
-pub fn lines() -> Vec<String> {
-    parse(&fs::read_to_string(FILE).unwrap_or_default())
+impl Drop for DriverLatency {
+    fn drop(&mut self) {
+        let _ = fs::write(FILE, NOTHING);
+    }
 }
 
 /// Pure.
