@@ -502,9 +502,11 @@ impl Routes for vfio_bridge::function::AssignedFunction {
 #[test]
 fn every_failure_leaves_the_device_off() {
     let whole = Rig::with(Model::endpoint());
+    let made = || whole.kernel.audit().calls.values().sum::<usize>();
+    let before = made();
     life(&whole).unwrap();
-    let calls: usize = whole.kernel.audit().calls.values().sum();
-    assert!(calls > 30, "{calls}");
+    let calls = made() - before;
+    assert!(calls > 40, "{calls}");
     for after in 0..calls {
         for times in [1, usize::MAX] {
             let rig = Rig::with(Model::endpoint());
@@ -512,6 +514,8 @@ fn every_failure_leaves_the_device_off() {
             let _ = life(&rig);
             assert!(rig.kernel.audit().failed > 0, "call {after}");
             assert_eq!((rig.slots.shown(), rig.ways.open()), (vec![], 0), "call {after}, {times}");
+            let reached = [0xc000_0000, 0xc001_0000].map(|at| rig.kernel.lookup_bar(0, at));
+            assert!(times > 1 || reached == [None; 2], "call {after}: {reached:?}");
             // The last writes switch it off; if one of them is what failed, the other did.
             assert!(times > 1 || rig.device.command() & MASTER == 0, "call {after}");
         }
@@ -583,6 +587,10 @@ proptest! {
             let command = read16(&function, COMMAND);
             prop_assert_eq!(rig.device.command(), command & (MEMORY | MASTER | 0x140) | OFF);
             prop_assert!(command & MEMORY != 0 || rig.slots.shown().is_empty());
+            let reached = |(start, _): &(u64, u64)| rig.kernel.lookup_bar(0, *start).is_some();
+            prop_assert!(rig.slots.shown().iter().all(reached));
+            let mapped = rig.kernel.count(Call::IoasMapFile) - rig.kernel.count(Call::IoasUnmap);
+            prop_assert_eq!(mapped, rig.slots.shown().len());
             prop_assert!(command & MASTER != 0 || rig.ways.open() == 0);
             prop_assert!(rig.device.heard(irq::MSI) == 0 || rig.device.heard(irq::MSIX) == 0);
         }

@@ -16,7 +16,7 @@ use crate::kernel::{
     ContainerFile, DeviceFile, Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial,
     Result,
 };
-use crate::memory::HostRange;
+use crate::memory::{HostRange, SharedMemory};
 use crate::sys::uapi::{FaultRecord, FaultResponse, INVALIDATE_DATA_VTD_S1, VtdS1Invalidate};
 
 /// What was asked of the host since the meter was made.
@@ -26,6 +26,8 @@ use crate::sys::uapi::{FaultRecord, FaultResponse, INVALIDATE_DATA_VTD_S1, VtdS1
 pub struct MeterReading {
     /// Ranges of memory mapped, into an address space or a container.
     pub maps: u64,
+    /// Ranges of devices' memory that other devices were let at: those that the host took.
+    pub device_maps: u64,
     /// Mappings copied from one address space to another.
     pub copies: u64,
     /// Ranges unmapped.
@@ -61,6 +63,7 @@ pub struct MeterReading {
 #[derive(Default)]
 struct Meter {
     maps: AtomicU64,
+    device_maps: AtomicU64,
     copies: AtomicU64,
     unmaps: AtomicU64,
     tables_made: AtomicU64,
@@ -128,6 +131,7 @@ impl Metered {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         MeterReading {
             maps: of(&meter.maps),
+            device_maps: of(&meter.device_maps),
             copies: of(&meter.copies),
             unmaps: of(&meter.unmaps),
             tables_made: of(&meter.tables_made),
@@ -165,6 +169,18 @@ impl Kernel for Metered {
     ) -> Result<()> {
         add(&self.meter.maps, 1);
         self.kernel.ioas_map(ioas, iova, memory, permissions)
+    }
+
+    fn ioas_map_file(
+        &self,
+        ioas: ObjectId,
+        iova: u64,
+        memory: &SharedMemory,
+        permissions: Permissions,
+    ) -> Result<()> {
+        self.kernel.ioas_map_file(ioas, iova, memory, permissions)?;
+        add(&self.meter.device_maps, 1);
+        Ok(())
     }
 
     fn ioas_copy(&self, copy: &IoasCopy) -> Result<()> {
