@@ -57,9 +57,10 @@ impl Share {
         *batch = Some(queue.start(&Operation::batch(array.address(), count)));
     }
 
-    /// Pages that may go meanwhile.
-    pub(super) fn chore(&mut self) -> Chore {
-        self.arena.chore()
+    /// Pages that may go meanwhile, `most` times at most.
+    pub(super) fn chores(&mut self, most: usize) -> Vec<Chore> {
+        let count = 1 + self.arena.random.below(most);
+        (0..count).map(|_| self.arena.chore()).collect()
     }
 
     /// Waits for everything that was submitted, and compares what was said and what is there. How many operations there
