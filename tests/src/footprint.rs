@@ -38,7 +38,8 @@ impl Footprint {
     #[must_use]
     pub fn middle_and_last(&self) -> Option<(Sample, Sample)> {
         let third = self.samples.len() / 3;
-        let most = |samples: &[Sample]| samples.iter().copied().max_by_key(|sample| (sample.own, sample.shared));
+        let most =
+            |samples: &[Sample]| samples.iter().copied().max_by_key(|sample| (sample.own, sample.shared));
         Some((most(self.samples.get(third..2 * third)?)?, most(self.samples.get(2 * third..)?)?))
     }
 }
