@@ -132,16 +132,14 @@ impl NestedIommu {
     /// # Errors
     /// The host does not even bind it.
     pub fn examine(&self, source: SourceId, file: Box<dyn DeviceFile>) -> Result<Offer, HostError> {
-        Ok(self.examine_bound(&Device::bind(self.objects.kernel(), source, file)?))
+        Ok(Offer::judge(&self.examine_bound(&Device::bind(self.objects.kernel(), source, file)?)))
     }
 
-    /// The same for a device that is bound to the iommufd, and stays so.
-    pub(crate) fn examine_bound(&self, device: &Device) -> Offer {
+    /// What is found out about a device that is bound to the iommufd, and stays so.
+    pub(crate) fn examine_bound(&self, device: &Device) -> Findings {
         let parent = NestParent::new(&self.ioas, device.id(), device.info().max_pasid_log2 != 0);
         let mut queue = None;
-        let findings =
-            self.findings(device, &mut queue, parent.as_ref().map(NestParent::pasid).map_err(|e| *e));
-        Offer::judge(&findings)
+        self.findings(device, &mut queue, parent.as_ref().map(NestParent::pasid).map_err(|e| *e))
     }
 
     /// Looks at a device; a fault queue is made if it can use one.
@@ -223,7 +221,7 @@ impl NestedIommu {
             count += 1;
             let Some(source) = self.source_of(record.dev_id) else {
                 // It went together with all that it asked; the kernel should not have kept this.
-                result = result.and(Cookies::refuse(&queue, &record));
+                result = result.and(self.cookies.lock().refuse(&queue, &record));
                 continue;
             };
             let request = page_request(&record, source);

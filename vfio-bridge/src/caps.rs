@@ -101,7 +101,7 @@ const fn rule(feature: Feature, objects: fn(&Findings) -> bool, reason: &'static
 }
 
 /// All conditions; for each feature the most telling one first.
-const RULES: [Rule; 27] = [
+const RULES: [Rule; 28] = [
     rule(Feature::Nesting, |f| f.registers().is_none(), "the host's IOMMU is not an Intel VT-d"),
     rule(Feature::Nesting, |f| f.ecap_lacks(|e| e.smts()), "hardware: no scalable mode (ECAP.SMTS, bit 43)"),
     rule(
@@ -170,7 +170,12 @@ const RULES: [Rule; 27] = [
         |f| f.pri == Live::Off,
         "host: PRI is off (responses without PASID, or not stopped)",
     ),
-    rule(Feature::PageRequests, |f| f.fault_queue.is_err(), "kernel: no fault queue; needs Linux 6.11"),
+    rule(
+        Feature::PageRequests,
+        |f| f.fault_queue == Err(Errno::NOTTY),
+        "kernel: no fault queues; needs Linux 6.11",
+    ),
+    rule(Feature::PageRequests, |f| f.fault_queue.is_err(), "kernel: no fault queue could be made"),
     rule(
         Feature::FiveLevel,
         |f| f.cap_lacks(|c| c.fs5lp()),
@@ -444,7 +449,12 @@ mod tests {
             (
                 Findings { fault_queue: Err(Errno::NOTTY), ..full() },
                 Feature::PageRequests,
-                "kernel: no fault queue",
+                "kernel: no fault queues",
+            ),
+            (
+                Findings { fault_queue: Err(Errno::MFILE), ..full() },
+                Feature::PageRequests,
+                "kernel: no fault queue could",
             ),
             (without(Some(60), None), Feature::FiveLevel, "hardware: no 57-bit"),
             (without(Some(56), None), Feature::GibPages, "hardware: no 1 GiB"),

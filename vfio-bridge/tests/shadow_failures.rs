@@ -196,6 +196,28 @@ fn a_broken_copy_is_nobody_elses() {
     check_nothing_left(&kernel);
 }
 
+/// Memory that is added while devices pass through is there for all of them, or for none.
+#[test]
+fn added_memory_is_everybodys_or_nobodys() {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+    let kernel = FakeKernel::new();
+    let mut machine = Machine::new(Kind::Container, &kernel).unwrap();
+    (0..DEVICES).for_each(|device| machine.bind(device, Bound::Pass));
+    let more = GuestMemoryMmap::from_ranges(&[(GuestAddress(1 << 33), 0x1_0000)]).unwrap();
+    let reached = |machine: &Machine| {
+        [0, 1].map(|container| machine.host.lookup(&kernel, container, (1 << 33) + 0x1234).is_some())
+    };
+    for (after, reaches) in [(0, [false; 2]), (1, [false; 2]), (2, [true; 2])] {
+        kernel.fail(Failure { after, ..Failure::next(Call::ContainerMap, Errno::NOMEM) });
+        let added = machine.host.add_memory(&more);
+        assert_eq!(added.is_ok(), reaches[0], "after {after}");
+        assert_eq!(reached(&machine), reaches, "after {after}");
+        kernel.heal();
+    }
+    drop(machine);
+    check_nothing_left(&kernel);
+}
+
 /// A guest that maps without end.
 #[test]
 fn a_domain_has_a_limit() {

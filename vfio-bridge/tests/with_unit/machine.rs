@@ -193,6 +193,11 @@ impl<'m> Guest<'m> {
 
     /// Answers all page requests that are in the queue. The addresses of those that were last of a group.
     pub(crate) fn serve(&self) -> Vec<u64> {
+        self.serve_with(0)
+    }
+
+    /// The same with another response code than success.
+    pub(crate) fn serve_with(&self, code: u64) -> Vec<u64> {
         let board = self.board;
         board.write(PRS, 1);
         let tail = board.read(PQT);
@@ -202,7 +207,7 @@ impl<'m> Guest<'m> {
             if high & 4 != 0 {
                 served.push(high & !0xfff);
                 // PP, RID and PASID as they came.
-                let answer = low & 0x000f_ffff_ffff_0000 | (low >> 8 & 1) << 4 | 9;
+                let answer = low & 0x000f_ffff_ffff_0000 | (low >> 8 & 1) << 4 | code << 12 | 9;
                 self.submit(&[(answer, high & 0xff8)]);
             }
             self.head.set((self.head.get() + 32) % (16 << 12));

@@ -54,6 +54,21 @@ fn a_group_costs_two_system_calls() {
     machine.finish();
 }
 
+/// A guest may send codes that the host knows nothing of: Linux has one of its own for failure. (code, the host's).
+#[test]
+fn every_code_but_success_is_invalid() {
+    let machine = Machine::new();
+    let guest = Guest::boot(&machine);
+    guest.bind(0, 1);
+    for (code, written) in [(0, 0), (1, 1), (2, 1), (7, 1), (0xf, 1)] {
+        let group = machine.kernel.request_pages(0, Some(1), 3, &[0x1000]);
+        machine.deliver();
+        assert_eq!(guest.serve_with(code), [0x1000]);
+        assert_eq!(machine.kernel.audit().groups[group], [Answer::Written(written)], "code {code:#x}");
+    }
+    machine.finish();
+}
+
 /// More than the guest's queue holds: the unit makes the device ask again.
 #[test]
 fn a_flood_overflows_the_guests_queue_and_loses_nothing() {
