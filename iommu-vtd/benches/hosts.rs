@@ -8,7 +8,7 @@ use std::sync::Arc;
 use criterion::{Criterion, criterion_group, criterion_main};
 use iommu_core::testkit::RecordingMsi;
 use iommu_core::{
-    Capabilities, Domain, Gpa, HostError, HostIommu, Invalidation, PageResponse, Pasid, SourceId,
+    Capabilities, Domain, Gpa, HostError, HostIommu, Invalidation, PageResponse, Pasid, SourceId, Translator,
 };
 use iommu_vtd::testkit::Tables;
 use iommu_vtd::{Capability, Profile, Unit, UnitConfig};
@@ -48,6 +48,10 @@ impl HostIommu for Free {
     }
 
     fn sync(&self) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    fn drain_page_requests(&self, _: &dyn Translator) -> Result<(), HostError> {
         Ok(())
     }
 

@@ -196,9 +196,14 @@ impl NestedIommu {
             Some(queue) => self.cookies.lock().give_up(&queue, source),
             None => return Ok(()),
         };
-        let mut result = given_up;
-        for _ in 0..RESET_READS {
-            let (count, delivered) = self.deliver(model, Some(source));
+        given_up.and(self.deliver_all(model, Some(source)))
+    }
+
+    /// Reads until there is nothing more, or that is hopeless.
+    fn deliver_all(&self, model: &dyn Translator, give_up: Option<SourceId>) -> Result<(), HostError> {
+        let mut result = Ok(());
+        for _ in 0..MOST_READS {
+            let (count, delivered) = self.deliver(model, give_up);
             result = result.and(delivered);
             if count == 0 {
                 break;
@@ -287,6 +292,10 @@ impl HostIommu for NestedIommu {
         result
     }
 
+    fn drain_page_requests(&self, model: &dyn Translator) -> Result<(), HostError> {
+        self.deliver_all(model, None)
+    }
+
     fn respond(&self, response: &PageResponse) -> Result<(), HostError> {
         let Some(queue) = self.fault_queue() else { return Ok(()) };
         let name = GroupName { source: response.source, pasid: response.pasid, group: response.group };
@@ -303,9 +312,9 @@ impl Drop for NestedIommu {
     }
 }
 
-/// Reads after a reset. What was asked before it fits into a few; the rest is other devices' business, and they
-/// might never stop.
-const RESET_READS: usize = 16;
+/// Reads in a row, after a reset and where a guest drains. What was asked before fits into a few; devices might never
+/// stop asking.
+const MOST_READS: usize = 16;
 
 /// A parent that the device's IOMMU can use, by number; one more is made if there is none. Devices behind
 /// different units may need different ones; only attaching tells.

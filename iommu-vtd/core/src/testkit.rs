@@ -153,6 +153,8 @@ pub enum HostCall {
     Invalidate(Invalidation),
     /// [`HostIommu::sync`].
     Sync,
+    /// [`HostIommu::drain_page_requests`].
+    Drain,
     /// [`HostIommu::respond`].
     Respond(PageResponse),
 }
@@ -253,6 +255,10 @@ impl HostIommu for RecordingHost {
             self.bound.lock().clear();
         }
         done.map_err(|(_, error)| error)
+    }
+
+    fn drain_page_requests(&self, _: &dyn Translator) -> Result<(), HostError> {
+        self.call(HostCall::Drain).map_err(|(_, error)| error)
     }
 
     fn respond(&self, response: &PageResponse) -> Result<(), HostError> {

@@ -297,6 +297,8 @@ pub(crate) fn pasid_cache(pasid: u32) -> (u64, u64) {
     (u64::from(pasid) << 32 | u64::from(DOMAIN) << 16 | 0x17, 0)
 }
 
+/// A wait that drains page requests.
+pub(crate) const DRAIN: (u64, u64) = (2 << 32 | 0xa5, STATUS);
 pub(crate) const ALL_PASIDS: (u64, u64) = (0x37, 0);
 pub(crate) const ALL_CONTEXTS: (u64, u64) = (0x11, 0);
 

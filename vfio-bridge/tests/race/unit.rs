@@ -3,13 +3,14 @@
 
 use std::sync::Arc;
 
+use iommu_core::sync::atomic::{AtomicBool, Ordering};
 use rustix::io::Errno;
 use shuttle::thread::{self, JoinHandle};
 use vfio_bridge::testkit::{Call, Damage, Failure, Hardware};
 
 use crate::common::source;
 use crate::explore;
-use crate::machine::{ALL_PASIDS, Guest, Machine, iotlb_page, iotlb_pasid, walks};
+use crate::machine::{ALL_PASIDS, DRAIN, Guest, Machine, iotlb_page, iotlb_pasid, walks};
 
 /// The table that the guest changes and takes away.
 const PASID: u32 = 1;
@@ -105,6 +106,32 @@ fn refusals() {
     end(machine);
 }
 
+/// What was asked before a wait that drains is in the guest's queue when it completes, whoever brought it there.
+fn drain() {
+    let machine = Arc::new(Machine::new());
+    let guest = Guest::boot(&machine);
+    guest.bind(0, PASID);
+    guest.bind(0, OTHER);
+    let asked = Arc::new(AtomicBool::new(false));
+    let all = asked.clone();
+    let ask = move |machine: &Machine| {
+        ask(machine);
+        all.store(true, Ordering::SeqCst);
+    };
+    let others = [spawn(&machine, ask), spawn(&machine, pump)];
+    let mut seen = 0;
+    while !asked.load(Ordering::SeqCst) {
+        seen += guest.serve().len();
+        thread::yield_now();
+    }
+    guest.submit(&[DRAIN]);
+    seen += guest.serve().len();
+    assert_eq!(seen, 4, "groups");
+    settle(&machine, &guest, others, &[PASID, OTHER]);
+    drop(guest);
+    end(machine);
+}
+
 /// The device is reset under the guest.
 fn reset() {
     let machine = Arc::new(Machine::new());
@@ -161,6 +188,11 @@ fn removal() {
 #[test]
 fn a_guest_that_changes_its_bindings() {
     explore(ITERATIONS, 4, bindings);
+}
+
+#[test]
+fn a_guest_that_drains() {
+    explore(ITERATIONS, 4, drain);
 }
 
 #[test]
