@@ -353,6 +353,8 @@ pub(crate) fn live_services(read: impl Fn(u16) -> Option<u32>) -> (Live, Live) {
 
 #[cfg(test)]
 mod tests {
+    use iommu_core::testkit::NESTING;
+
     use super::*;
 
     /// Bits of CAP and ECAP, by the manual's numbers.
@@ -395,22 +397,7 @@ mod tests {
     fn a_host_with_everything_offers_everything_but_a_second_stage() {
         let offer = Offer::judge(&full());
         assert_eq!(offer.missing, []);
-        let expected = Capabilities {
-            first_stage_bits: 57,
-            second_stage_bits: 0,
-            nested: false,
-            first_stage_page_sizes: 0x4020_1000,
-            second_stage_page_sizes: 0,
-            pasid_bits: 20,
-            device_tlb: true,
-            page_requests: true,
-            supervisor: true,
-            extended_accessed: true,
-            no_write_flag: true,
-            dirty_tracking: true,
-            coherent_walk: true,
-        };
-        assert_eq!(offer.capabilities, expected);
+        assert_eq!(offer.capabilities, NESTING);
         assert!(offer.extended_accessed && offer.write_protect);
     }
 

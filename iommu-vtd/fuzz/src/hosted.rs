@@ -21,6 +21,8 @@ const QIE: u32 = 1 << 26;
 const TE: u32 = 1 << 31;
 /// A wait descriptor that writes its status.
 const WAIT: [u64; 2] = [2 << 32 | 0x25, STATUS];
+/// One that drains page requests, too.
+pub const DRAIN: [u64; 2] = [2 << 32 | 0xa5, STATUS];
 
 /// PASIDs that have entries; 0 is requests without.
 pub const PASIDS: u32 = 4;
