@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::Flaw;
 use super::memory::Memory;
-use super::operation::{ABORTED, End, write_record};
+use super::operation::{ABORTED, End, record_bytes};
 use super::queue::{Job, QueueState};
 use super::sharing::Sharing;
 use crate::endpoint::{DESCRIPTOR_WORDS, Operation, Registers, control, global, portal, window};
@@ -18,6 +18,7 @@ const QUEUES: usize = 4;
 /// The flag in a descriptor's first word.
 const WANTS_RECORD: u64 = 1 << 8;
 const DEPTH_LOG2: u32 = 6;
+const RESPONSES_SUCCESS: usize = global::RESPONSES[0];
 
 #[derive(Default)]
 pub(super) struct State {
@@ -97,19 +98,21 @@ impl Engine {
         queue.generation == job.generation && job.number > queue.aborted
     }
 
-    /// Shows how a descriptor ended.
+    /// Shows how a descriptor ended: counters first, then the record, then the interrupt.
     pub(super) fn tell(&self, index: usize, memory: &mut Memory, words: &[u64; DESCRIPTOR_WORDS], end: &End) {
         let (operation, tag, record) = Operation::decode(words);
-        // Whoever sees the record looks at the counters next.
-        let counted = memory.requests;
-        self.count(index, memory, counted);
         let aborted = end.status == ABORTED;
-        let told = (aborted && self.flaw == Flaw::SilentAbort)
-            || words[0] & WANTS_RECORD == 0
-            || (memory.reachable && write_record(memory, end, tag, record, aborted).is_ok());
-        let more = memory.requests - counted;
-        self.count(index, memory, more);
-        self.complete(index, memory, (!told).then_some(record));
+        let wanted = words[0] & WANTS_RECORD != 0 && !(aborted && self.flaw == Flaw::SilentAbort);
+        let bytes = record_bytes(memory.requests, end, tag);
+        let (status, rest) = bytes.split_at(8);
+        memory.asks = !aborted;
+        // What is waited for is the status; it comes last.
+        let begun = wanted && memory.reachable && memory.write_now(record + 8, rest).is_ok();
+        self.count(index, memory);
+        self.complete(index, memory);
+        if wanted && !(begun && memory.write_now(record, status).is_ok()) {
+            self.lose(index, record);
+        }
         if operation.interrupts() || self.flaw == Flaw::Chatty {
             self.send_interrupt(index);
         }
@@ -130,23 +133,27 @@ impl Engine {
         }
     }
 
-    fn count(&self, index: usize, memory: &mut Memory, page_requests: u64) {
+    fn count(&self, index: usize, memory: &mut Memory) {
         let mut state = self.state();
         state.page_groups += std::mem::take(&mut memory.groups);
-        state.page_requests += page_requests;
-        state.queues[index].page_requests += page_requests;
+        state.page_requests += memory.requests;
+        state.queues[index].page_requests += memory.requests;
     }
 
-    fn complete(&self, index: usize, memory: &Memory, lost: Option<u64>) {
+    fn lose(&self, index: usize, record: u64) {
+        let mut state = self.state();
+        if self.flaw != Flaw::Uncounted {
+            state.records_lost += 1;
+            state.queues[index].record_lost = record;
+        }
+    }
+
+    fn complete(&self, index: usize, memory: &Memory) {
         let mut state = self.state();
         if self.flaw == Flaw::Uncounted {
             return;
         }
         state.completed += 1;
-        if let Some(record) = lost {
-            state.records_lost += 1;
-            state.queues[index].record_lost = record;
-        }
         if let Some(address) = memory.asked {
             state.asked = address;
             state.asker = index as u64;
@@ -270,7 +277,8 @@ impl Registers for Engine {
         match offset {
             global::COMPLETED => state.completed,
             global::PAGE_REQUESTS => state.page_requests,
-            global::PAGE_GROUPS => state.page_groups,
+            // Each is answered when it is counted.
+            global::PAGE_GROUPS | RESPONSES_SUCCESS => state.page_groups,
             global::DROPPED => state.dropped,
             global::RECORDS_LOST => state.records_lost,
             global::MISS..global::ADDRESS => state.moments[(offset - global::MISS) / 8],

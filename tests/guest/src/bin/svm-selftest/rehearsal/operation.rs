@@ -54,13 +54,8 @@ pub(super) fn is_valid(operation: &Operation, record: u64) -> bool {
         && fits(operation.destination)
 }
 
-pub(super) fn write_record(
-    memory: &mut Memory,
-    end: &End,
-    tag: u32,
-    record: u64,
-    aborted: bool,
-) -> Result<(), Refusal> {
+/// The record of a descriptor that made so many page requests. **Pure.**
+pub(super) fn record_bytes(requests: u64, end: &End, tag: u32) -> [u8; 32] {
     let refusal = end.refusal.unwrap_or(Refusal { address: 0, write: false, reason: Reason::NotAccessible });
     let reason = match refusal.reason {
         Reason::NoPageRequests => 1,
@@ -68,7 +63,7 @@ pub(super) fn write_record(
         _ => 0,
     };
     let information = u8::from(refusal.write) | reason << 1;
-    let requests = u16::try_from(memory.requests).unwrap_or(u16::MAX);
+    let requests = u16::try_from(requests).unwrap_or(u16::MAX);
     let mut bytes = [0; 32];
     bytes[0] = end.status;
     bytes[1] = information;
@@ -77,9 +72,7 @@ pub(super) fn write_record(
     bytes[8..16].copy_from_slice(&end.completed.to_le_bytes());
     bytes[16..24].copy_from_slice(&refusal.address.to_le_bytes());
     bytes[24..32].copy_from_slice(&end.result.to_le_bytes());
-    memory.asks = !aborted;
-    memory.write_now(record + 8, &bytes[8..])?;
-    memory.write_now(record, &bytes[..8])
+    bytes
 }
 
 /// An operation at work.
