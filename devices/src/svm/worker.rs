@@ -118,9 +118,10 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
 
     /// Works until the queue exits.
     pub fn run(mut self) {
-        while let Some(job) = self.queue().next() {
+        let mut next = None;
+        while let Some(job) = next.take().or_else(|| self.queue().next()) {
             self.execute(&job);
-            self.queue().finished();
+            next = self.queue().finished();
             self.device.look_at_command();
         }
     }

@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::Flaw;
 use super::memory::Memory;
-use super::operation::{ABORTED, End, record_bytes};
+use super::operation::{ABORTED, End, write_record};
 use super::queue::{Job, QueueState};
 use super::sharing::Sharing;
 use crate::endpoint::{DESCRIPTOR_WORDS, Operation, Registers, control, global, portal, window};
@@ -97,21 +97,19 @@ impl Engine {
         queue.generation == job.generation && job.number > queue.aborted
     }
 
-    /// Shows how a descriptor ended: counters first, then the record, then the interrupt.
+    /// Shows how a descriptor ended.
     pub(super) fn tell(&self, index: usize, memory: &mut Memory, words: &[u64; DESCRIPTOR_WORDS], end: &End) {
         let (operation, tag, record) = Operation::decode(words);
+        // Whoever sees the record looks at the counters next.
+        let counted = memory.requests;
+        self.count(index, memory, counted);
         let aborted = end.status == ABORTED;
-        let wanted = words[0] & WANTS_RECORD != 0 && !(aborted && self.flaw == Flaw::SilentAbort);
-        let bytes = record_bytes(memory.requests, end, tag);
-        let (status, rest) = bytes.split_at(8);
-        memory.asks = !aborted;
-        // What is waited for is the status; it comes last.
-        let begun = wanted && memory.reachable && memory.write_now(record + 8, rest).is_ok();
-        self.count(index, memory);
-        self.complete(index, memory);
-        if wanted && !(begun && memory.write_now(record, status).is_ok()) {
-            self.lose(index, record);
-        }
+        let told = (aborted && self.flaw == Flaw::SilentAbort)
+            || words[0] & WANTS_RECORD == 0
+            || (memory.reachable && write_record(memory, end, tag, record, aborted).is_ok());
+        let more = memory.requests - counted;
+        self.count(index, memory, more);
+        self.complete(index, memory, (!told).then_some(record));
         if operation.interrupts() || self.flaw == Flaw::Chatty {
             self.send_interrupt(index);
         }
@@ -132,27 +130,23 @@ impl Engine {
         }
     }
 
-    fn count(&self, index: usize, memory: &mut Memory) {
+    fn count(&self, index: usize, memory: &mut Memory, page_requests: u64) {
         let mut state = self.state();
         state.page_groups += std::mem::take(&mut memory.groups);
-        state.page_requests += memory.requests;
-        state.queues[index].page_requests += memory.requests;
+        state.page_requests += page_requests;
+        state.queues[index].page_requests += page_requests;
     }
 
-    fn lose(&self, index: usize, record: u64) {
-        let mut state = self.state();
-        if self.flaw != Flaw::Uncounted {
-            state.records_lost += 1;
-            state.queues[index].record_lost = record;
-        }
-    }
-
-    fn complete(&self, index: usize, memory: &Memory) {
+    fn complete(&self, index: usize, memory: &Memory, lost: Option<u64>) {
         let mut state = self.state();
         if self.flaw == Flaw::Uncounted {
             return;
         }
         state.completed += 1;
+        if let Some(record) = lost {
+            state.records_lost += 1;
+            state.queues[index].record_lost = record;
+        }
         if let Some(address) = memory.asked {
             state.asked = address;
             state.asker = index as u64;
