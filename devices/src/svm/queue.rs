@@ -130,7 +130,7 @@ pub struct QueueCounters {
     /// Page requests.
     pub page_requests: Counter,
     /// Address of the last record lost.
-    pub record_lost: Counter,
+    pub record_lost: AtomicU64,
     /// Bytes completed.
     pub bytes: Counter,
 }
@@ -340,8 +340,9 @@ impl Queue {
     /// All counters to 0. After a reset and a drain nothing of before counts any more.
     pub fn clear_counters(&self) {
         let QueueCounters { completed, faulted, page_requests, record_lost, bytes } = &self.counters;
-        for counter in [completed, faulted, page_requests, record_lost, bytes] {
-            counter.set(0);
+        record_lost.store(0, Ordering::Relaxed);
+        for counter in [completed, faulted, page_requests, bytes] {
+            counter.clear();
         }
     }
 

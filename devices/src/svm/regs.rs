@@ -3,6 +3,8 @@
 //! Reads are made of aligned 8-byte blocks, so that 64-bit registers are read untorn; writes of aligned
 //! 32-bit registers, of which an access may change only some bytes.
 
+use std::sync::atomic::Ordering;
+
 use super::device::Device;
 use super::misbehaviour::registers as misbehaviour;
 use super::portal::{Portal, Window};
@@ -120,7 +122,7 @@ fn read_control(queue: &Queue, register: u64, pair: impl Fn(u32, u32) -> u64) ->
         control::COMPLETED => queue.counters.completed.get(),
         control::FAULTED => queue.counters.faulted.get(),
         control::PAGE_REQUESTS => queue.counters.page_requests.get(),
-        control::RECORD_LOST => queue.counters.record_lost.get(),
+        control::RECORD_LOST => queue.counters.record_lost.load(Ordering::Relaxed),
         control::BYTES => queue.counters.bytes.get(),
         _ => 0,
     }

@@ -5,6 +5,7 @@ mod paging;
 mod record;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arbitrary_int::u3;
 use iommu_core::{Access, Completion, Dma, DmaFault, Iova, Session};
@@ -270,7 +271,7 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         {
             self.unless_dropped(task.job, |device, queue| {
                 device.counters.records_lost.count();
-                queue.counters.record_lost.set(address.0);
+                queue.counters.record_lost.store(address.0, Ordering::Relaxed);
             });
         }
         if task.header.interrupt {
