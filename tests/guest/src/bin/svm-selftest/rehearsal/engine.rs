@@ -32,8 +32,27 @@ pub(super) struct State {
     asked: u64,
     asker: u64,
     sequence: u64,
+    /// Engines in use; with 0 every queue has one.
+    engines: u32,
     /// Counts resets: what a device knows of memory ends with each.
     resets: u64,
+}
+
+impl State {
+    /// Whether a queue may begin a descriptor: always, or if it is furthest behind its share of the only engine.
+    fn has_turn(&self, index: usize, flaw: Flaw) -> bool {
+        if self.engines != 1 {
+            return true;
+        }
+        if flaw == Flaw::Starves {
+            let queue = &self.queues[index];
+            return !queue.enabled || self.queues.iter().all(|other| other.priority <= queue.priority);
+        }
+        let moved =
+            |index: usize| (self.queues[index].bytes / u64::from(self.queues[index].priority + 1), index);
+        let others = (0..QUEUES).filter(|&other| self.queues[other].occupancy() > 0);
+        others.map(moved).all(|other| moved(index) <= other)
+    }
 }
 
 /// The model.
@@ -103,6 +122,7 @@ impl Engine {
         // Whoever sees the record looks at the counters next.
         let counted = memory.requests;
         self.count(index, memory, counted);
+        self.state().queues[index].bytes += end.completed;
         let aborted = end.status == ABORTED;
         let told = (aborted && self.flaw == Flaw::SilentAbort)
             || words[0] & WANTS_RECORD == 0
@@ -119,6 +139,9 @@ impl Engine {
         let mut state = self.state();
         loop {
             for &index in queues {
+                if !state.has_turn(index, self.flaw) {
+                    continue;
+                }
                 let pending = &mut state.queues[index].pending;
                 let next = if self.flaw == Flaw::Reorders { pending.pop_back() } else { pending.pop_front() };
                 if let Some(job) = next {
@@ -239,6 +262,7 @@ impl Registers for Engine {
                 control::PASID => queue.pasid,
                 control::IRQ => queue.irq,
                 control::OCCUPANCY => queue.occupancy(),
+                control::PRIORITY => queue.priority,
                 _ => 0,
             };
         }
@@ -249,8 +273,8 @@ impl Registers for Engine {
         match offset {
             global::ID => 0x314d_5653,
             global::VERSION => 2,
-            // No engines: a queue has one of its own.
-            global::LIMITS => 0x0a10_1000,
+            global::LIMITS => 0x0a10_1004,
+            global::ENGINES => state.engines,
             global::COMMAND_STATUS => state.sharing.command_state(&state.queues, self.flaw),
             global::CAPS => 4 | DEPTH_LOG2 << 8 | u32::from(pri) << 16 | 1 << 17,
             global::STATUS => 0b1011 | u32::from(pri) << 2,
@@ -263,6 +287,7 @@ impl Registers for Engine {
         if let Some((index, register)) = page_of(offset, control::offset(0, 0)) {
             return match register {
                 control::PAGE_REQUESTS => state.queues[index].page_requests,
+                control::BYTES => state.queues[index].bytes,
                 control::RECORD_LOST => state.queues[index].record_lost,
                 _ => 0,
             };
@@ -286,9 +311,13 @@ impl Registers for Engine {
             state.resets += 1;
             state.queues.iter_mut().for_each(|queue| queue.enable(false));
             state.sharing.close();
+            self.changed.notify_all();
         } else if offset == global::COMMAND {
             let State { sharing, queues, .. } = &mut *state;
             sharing.command(value, queues);
+            self.changed.notify_all();
+        } else if offset == global::ENGINES {
+            state.engines = value;
             self.changed.notify_all();
         } else if state.sharing.write(offset, value) {
         } else if let Some((index, register)) = page_of(offset, control::offset(0, 0)) {
@@ -300,6 +329,7 @@ impl Registers for Engine {
                 }
                 control::PASID if !queue.enabled => queue.pasid = value,
                 control::IRQ => queue.irq = value,
+                control::PRIORITY => queue.priority = value,
                 _ => {}
             }
         }
