@@ -160,14 +160,20 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::footprint::Footprint;
 
     #[test]
     fn inner_guests_are_taken_out() {
         let console = "a\ninner| b\ninner| svmm: stats {\"units\":{\"iommu0\":{\"n\":{\"m\":3}}}}\n\
             guest-init: inner svmm ended with Some(65) after 7 ms\ninner| c\n\
             guest-init: inner svmm ended with None after 8 ms\nd\n";
-        let host =
-            Outcome { code: 0, console: console.into(), stderr: String::new(), elapsed: Duration::ZERO };
+        let host = Outcome {
+            code: 0,
+            console: console.into(),
+            stderr: String::new(),
+            elapsed: Duration::ZERO,
+            footprint: Footprint::default(),
+        };
         let chain = Chain::of(host);
         assert!(chain.host.console.starts_with("a\nguest-init") && chain.host.console.ends_with("\nd\n"));
         let codes: Vec<_> = chain.inner.iter().map(|inner| inner.code).collect();

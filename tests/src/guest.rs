@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::expect::{KernelLog, Tap};
+use crate::footprint::Footprint;
 
 /// Longest time for a boot and what runs in it, unless `SVMM_TEST_TIMEOUT_S` says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(200);
@@ -251,6 +252,8 @@ pub struct Outcome {
     pub stderr: String,
     /// How long it ran.
     pub elapsed: Duration,
+    /// svmm's memory meanwhile.
+    pub footprint: Footprint,
 }
 
 impl Outcome {
@@ -268,7 +271,8 @@ impl Outcome {
         let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
         let console = Collected::start(child.stdout.take().context("no standard output")?);
         let stderr = Collected::start(child.stderr.take().context("no standard error")?);
-        let status = wait(&mut child, started, patience);
+        let mut footprint = Footprint::default();
+        let status = wait(&mut child, started, patience, &mut footprint);
         if status.is_err() {
             let _ = child.kill();
             let _ = child.wait();
@@ -278,7 +282,8 @@ impl Outcome {
             let tail = last_lines(&console);
             bail!("{command:?} did not end within {} s:\n{tail}\n{stderr}", started.elapsed().as_secs());
         };
-        Ok(Self { code: status.code().unwrap_or(-1), console, stderr, elapsed: started.elapsed() })
+        let elapsed = started.elapsed();
+        Ok(Self { code: status.code().unwrap_or(-1), console, stderr, elapsed, footprint })
     }
 
     /// What the guest's init printed of its remapping units: `unit ADDRESS has DEVICE ...`.
@@ -340,11 +345,17 @@ fn timeout() -> Duration {
     value.map_or(TIMEOUT, Duration::from_secs)
 }
 
-fn wait(child: &mut Child, started: Instant, limit: Duration) -> Result<ExitStatus> {
+fn wait(
+    child: &mut Child,
+    started: Instant,
+    limit: Duration,
+    footprint: &mut Footprint,
+) -> Result<ExitStatus> {
     loop {
         if let Some(status) = child.try_wait()? {
             return Ok(status);
         }
+        footprint.look(child.id(), started.elapsed());
         anyhow::ensure!(started.elapsed() < limit, "timeout");
         thread::sleep(Duration::from_millis(20));
     }

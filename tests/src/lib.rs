@@ -7,6 +7,7 @@
 
 pub mod chain;
 pub mod expect;
+pub mod footprint;
 pub mod guest;
 pub mod image;
 pub mod kselftest;

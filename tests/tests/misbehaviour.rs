@@ -12,10 +12,14 @@ fn is_of_the_driver(line: &str) -> bool {
     ["irq_domain_remove+", "msi_device_data_release+"].iter().any(|place| line.contains(place))
 }
 
+/// A line of a selftest, and not of somebody else.
+fn is_result(line: &&str) -> bool {
+    ["ok ", "not ok ", "#"].iter().any(|start| line.starts_with(start))
+}
+
 /// No case fails, and the kernel complains of nothing but what the cases provoke.
 fn passes(guest: &Guest, program: &str) -> Outcome {
     let outcome = guest.clone().cpus(2).run(program).boot().unwrap();
-    let is_result = |line: &&str| ["ok ", "not ok ", "#"].iter().any(|start| line.starts_with(start));
     outcome.console.lines().filter(is_result).for_each(|line| println!("{line}"));
     let tap = outcome.tap().unwrap();
     assert_eq!((tap.failed(), tap.skipped()), (BTreeSet::new(), BTreeSet::new()), "{}", outcome.tail());
@@ -41,4 +45,37 @@ fn misbehaviour_of_the_command_line() {
     let options = "misbehave=late-invalidation:1/4@20,misbehave=lost-invalidation:1/5@2,\
         misbehave=execute-request:1/6,seed=5";
     passes(&Guest::new().svm(options), "/bin/svm-misbehaviour,--planned");
+}
+
+/// Against an endpoint with this flaw, each case fails, and none for want of the one before.
+fn fails_every_case(flaw: &str) {
+    let program = format!("/bin/svm-misbehaviour,--patience,4,--flaw,{flaw}");
+    let outcome = Guest::new().cpus(2).run(&program).boot().unwrap();
+    outcome.console.lines().filter(is_result).for_each(|line| println!("{line}"));
+    let tap = outcome.tap().unwrap();
+    let blind: Vec<_> = tap.cases.iter().filter(|case| case.passed).map(|case| &case.name).collect();
+    assert!(blind.is_empty(), "{flaw} is not seen by {blind:?}\n{}", outcome.tail());
+    assert!(!outcome.console.contains("afterwards"), "{}", outcome.tail());
+    println!("{} cases, {:?}", tap.cases.len(), outcome.elapsed);
+}
+
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn an_honest_device_fails_every_case() {
+    fails_every_case("honest");
+}
+
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn another_misbehaviour_fails_every_case() {
+    fails_every_case("another");
+}
+
+/// What was not planned does not happen.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn without_a_plan_its_case_fails() {
+    let outcome = Guest::new().run("/bin/svm-misbehaviour,--planned").boot().unwrap();
+    let tap = outcome.tap().unwrap();
+    assert_eq!(tap.failed(), BTreeSet::from(["planned".to_owned()]), "{}", outcome.tail());
 }

@@ -13,9 +13,10 @@ const BRIEF: &str = "/bin/svm-selftest,--operations,200";
 /// How long all cases may take.
 const LONG: Duration = Duration::from_secs(600);
 
-/// Cases that apply to no machine here: the PASIDs are too many to run out, and Linux (seen in 7.3.4) lets no page
-/// request wait for a userfaultfd handler.
-const NOWHERE: [&str; 2] = ["pasid-exhaustion", "userfault-handler-is-asked"];
+/// Cases that apply to no machine that is as it is: the PASIDs are too many to run out, Linux (seen in 7.3.4) lets no page
+/// request wait for a userfaultfd handler, and the driver gives no interrupts back.
+const NOWHERE: [&str; 3] =
+    ["pasid-exhaustion", "userfault-handler-is-asked", "driver-unbound-with-work-in-flight"];
 
 /// Cases that may be skipped or not. Compaction leaves pages alone where memory is plenty, the search for equal pages
 /// takes its time, and five levels of page tables are the processor's to have.
@@ -102,6 +103,17 @@ fn without_pri_exactly_its_cases_fail() {
     assert!(tap.cases.len() > tap.failed().len() + 10);
 }
 
+/// Without interrupts it leaves nothing behind.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn the_driver_goes_and_comes_back() {
+    let program = "/bin/svm-selftest,--filter,unb";
+    let outcome = Guest::new().cpus(2).word("svmm.polling").run(program).boot().unwrap();
+    let tap = outcome.tap().unwrap();
+    assert_eq!((tap.failed(), tap.skipped()), (BTreeSet::new(), BTreeSet::new()), "{}", outcome.tail());
+    assert_eq!(outcome.kernel_log().unwrap().complaints(), [""; 0]);
+}
+
 /// A process more than there are PASIDs.
 #[test]
 #[ignore = "needs a guest: run cargo lab test"]
@@ -121,7 +133,7 @@ struct Row {
     cases: &'static [&'static str],
 }
 
-const ROWS: [Row; 4] = [
+const ROWS: [Row; 5] = [
     Row {
         name: "guest rehearsal: stale",
         guest: |guest| guest,
@@ -156,6 +168,12 @@ const ROWS: [Row; 4] = [
             "copy-on-write-by-the-cpu",
             "userfault-write-protected",
         ],
+    },
+    Row {
+        name: "pri=off, without interrupts",
+        guest: |guest| guest.svm("pri=off").word("svmm.polling"),
+        options: "--patience,5",
+        cases: &["driver-unbound-with-work-in-flight"],
     },
     Row {
         name: "scalable,pasid-bits=0",

@@ -37,6 +37,8 @@ pub enum Command {
     Matrix(Matrix),
     /// Run the kernel's own VFIO selftests in a guest, each case in each way to an IOMMU.
     VfioSelftests,
+    /// Random work on the endpoint for half an hour, every byte checked.
+    Soak(Soak),
     /// An interactive guest with the shared-virtual-memory endpoint.
     Shell(Guest),
     /// Build the lab's kernel, once, and tell where it is.
@@ -131,6 +133,21 @@ pub struct Matrix {
     /// Options to add to every cell's unit, as svmm run --iommu takes them.
     #[arg(long, value_name = "OPTIONS")]
     pub unit: Option<String>,
+}
+
+/// How long the soak goes on: until both are reached.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  cargo lab soak
+  cargo lab soak --seconds 300 --operations 1")]
+pub struct Soak {
+    /// So long, at least. The run is given up after twice that.
+    #[arg(long, default_value_t = 1800, value_name = "N")]
+    pub seconds: u64,
+    /// So many operations, at least.
+    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    pub operations: u64,
 }
 
 /// How the kernel is had.

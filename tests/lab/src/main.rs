@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         Command::Test(options) => commands::test::run(options),
         Command::Matrix(options) => commands::matrix::run(options),
         Command::VfioSelftests => commands::vfio_selftests::run(),
+        Command::Soak(options) => commands::soak::run(options),
         Command::Shell(options) => commands::shell::run(options),
         Command::Kernel(options) => commands::kernel::run(options),
         Command::Doctor => commands::doctor::run(),

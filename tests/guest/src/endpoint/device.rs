@@ -30,6 +30,8 @@ pub struct Counters {
     pub records_lost: u64,
     /// Page request groups sent.
     pub page_groups: u64,
+    /// Responses to them, of all kinds.
+    pub responses: u64,
 }
 
 impl Counters {
@@ -41,6 +43,7 @@ impl Counters {
             dropped: registers.read64(global::DROPPED),
             records_lost: registers.read64(global::RECORDS_LOST),
             page_groups: registers.read64(global::PAGE_GROUPS),
+            responses: global::RESPONSES.map(|register| registers.read64(register)).iter().sum(),
         }
     }
 }

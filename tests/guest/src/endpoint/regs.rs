@@ -29,6 +29,8 @@ pub mod global {
     pub const COMPLETED: usize = 0x40;
     /// Page requests sent.
     pub const PAGE_REQUESTS: usize = 0x50;
+    /// Responses to groups of them: success, invalid request, response failure.
+    pub const RESPONSES: [usize; 3] = [0x58, 0x60, 0x68];
     /// Submissions to full or disabled queues.
     pub const DROPPED: usize = 0x80;
     /// Completion records that could not be written.

@@ -5,5 +5,6 @@ pub mod doctor;
 pub mod kernel;
 pub mod matrix;
 pub mod shell;
+pub mod soak;
 pub mod test;
 pub mod vfio_selftests;

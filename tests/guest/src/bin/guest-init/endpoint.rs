@@ -18,16 +18,31 @@ pub(crate) const ENGINE: Kind = Kind("0x8086", "0x2021");
 /// Binds every function of these kinds by `bind`, which says what node it has become; returns one line for each, to be
 /// printed.
 pub(crate) fn bind_all(kinds: &[Kind], bind: impl Fn(&Path) -> Result<PathBuf>) -> Vec<String> {
-    let folders = fs::read_dir(DEVICES).into_iter().flatten().flatten();
-    let mut paths: Vec<_> = folders.map(|entry| entry.path()).collect();
-    paths.sort();
-    let endpoints = paths.into_iter().filter(|path| kinds.iter().any(|kind| kind.is(path)));
-    endpoints
+    find(kinds)
+        .into_iter()
         .map(|path| match bind(&path) {
             Ok(node) => format!("{} is {}", name(&path), node.display()),
             Err(error) => format!("{}: {error:#}", name(&path)),
         })
         .collect()
+}
+
+/// Drivers that come get no interrupts for functions of this kind.
+pub(crate) fn forbid_interrupts(kind: &'static Kind) {
+    for path in find(std::slice::from_ref(kind)) {
+        if let Err(error) = fs::write(path.join("msi_bus"), "0") {
+            println!("guest-init: {} keeps its interrupts: {error}", path.display());
+        }
+    }
+}
+
+/// Every function of these kinds.
+fn find(kinds: &[Kind]) -> Vec<PathBuf> {
+    let folders = fs::read_dir(DEVICES).into_iter().flatten().flatten();
+    let mut paths: Vec<_> = folders.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths.retain(|path| kinds.iter().any(|kind| kind.is(path)));
+    paths
 }
 
 impl Kind {

@@ -19,10 +19,10 @@
 //! | `@kill-host:MS;WORD` | the same, and kills svmm MS milliseconds after the inner guest's program began |
 //!
 //! Without `svmm.run=`: a shell if the image holds one, else the selftest. With the word
-//! `svmm.verbose` kernel messages keep reaching the console while programs run; with `svmm.unbound` the endpoint
-//! is left without a driver, with `svmm.vfio` it and the DMA engine are given to `vfio-pci`. With `svmm.huge` all memory,
-//! shared memory too, is of huge pages where it can be; it has been written to once before programs run, and four
-//! explicit huge pages of 2 MiB are set aside.
+//! `svmm.verbose` kernel messages keep reaching the console while programs run; with `svmm.unbound` the endpoint is left
+//! without a driver, with `svmm.polling` its driver gets no interrupts, with `svmm.vfio` it and the DMA engine are given to
+//! `vfio-pci`. With `svmm.huge` all memory, shared memory too, is of huge pages where it can be; it has been written to once
+//! before programs run, and four explicit huge pages of 2 MiB are set aside.
 //! After programs have run, the relevant part of the kernel log stands between
 //! `guest-init: klog begin` and `guest-init: klog end`.
 #![deny(unsafe_code)]
@@ -75,6 +75,9 @@ fn main() {
         println!("guest-init: module {line}");
     }
     let has = |wanted: &str| command_line.split_ascii_whitespace().any(|word| word == wanted);
+    if has("svmm.polling") {
+        endpoint::forbid_interrupts(&ENDPOINT);
+    }
     let bound = match (has("svmm.unbound"), has("svmm.vfio")) {
         (true, _) => Vec::new(),
         (false, true) => endpoint::bind_all(&[ENDPOINT, ENGINE], give_to_vfio),

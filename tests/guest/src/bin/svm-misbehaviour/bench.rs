@@ -2,24 +2,27 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use guest::endpoint::{self, Completion, Device, Endpoint, Operation, PciEndpoint, Queue, Status};
 use guest::expect::{describe, same, success};
 use guest::model::Random;
 use guest::sys::{Mapping, PAGE};
-use guest::wait::wait_until;
+use guest::wait::{patience, wait_until};
 
-use crate::board::Board;
+use crate::board::{Board, Flaw};
 use crate::kernel_log::KernelLog;
 
-/// How long the kernel may take to say something.
-pub(crate) const SOON: Duration = Duration::from_secs(10);
+/// How long the kernel may take to say something, where patience is not shorter.
+const SOON: Duration = Duration::from_secs(10);
 /// A fault that is not told by then fell victim to the kernel's rate limit, of ten lines in five seconds.
 const TOLD: Duration = Duration::from_millis(700);
-/// Faults until one is told.
-const ATTEMPTS: usize = 20;
+
+/// How long the kernel may take to say something.
+pub(crate) fn soon() -> Duration {
+    SOON.min(patience())
+}
 
 /// The surroundings of a case.
 pub(crate) struct Bench<'a> {
@@ -29,6 +32,7 @@ pub(crate) struct Bench<'a> {
     pub(crate) board: Board,
     /// What the kernel says since the case began.
     pub(crate) log: KernelLog,
+    flaw: Flaw,
     random: Random,
     /// Lines for whoever reads the output.
     pub(crate) notes: &'a mut Vec<String>,
@@ -36,16 +40,16 @@ pub(crate) struct Bench<'a> {
 
 impl<'a> Bench<'a> {
     /// The endpoint as it is found.
-    pub(crate) fn new(seed: u64, notes: &'a mut Vec<String>) -> Result<Self> {
+    pub(crate) fn new(seed: u64, flaw: Flaw, notes: &'a mut Vec<String>) -> Result<Self> {
         let endpoint = PciEndpoint::find()?;
-        let board = Board::new(endpoint.peek()?)?;
-        Ok(Self { endpoint, board, log: KernelLog::from_now()?, random: Random::new(seed), notes })
+        let board = Board::new(endpoint.peek()?, flaw)?;
+        Ok(Self { endpoint, board, log: KernelLog::from_now()?, flaw, random: Random::new(seed), notes })
     }
 
     /// Looks at the endpoint anew, when it left and came back; and at the log from now on.
     pub(crate) fn renew(&mut self) -> Result<()> {
         self.endpoint = PciEndpoint::find()?;
-        self.board = Board::new(self.endpoint.peek()?)?;
+        self.board = Board::new(self.endpoint.peek()?, self.flaw)?;
         self.log = KernelLog::from_now()?;
         Ok(())
     }
@@ -53,9 +57,9 @@ impl<'a> Bench<'a> {
     /// Runs a case, and sees that the endpoint works afterwards.
     pub(crate) fn judge(mut self, run: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         let outcome = run(&mut self);
-        let Self { notes, mut random, .. } = self;
+        let Self { notes, flaw, mut random, .. } = self;
         // The endpoint may have left and come back meanwhile.
-        let after = Bench::new(0, notes)?;
+        let after = Bench::new(0, flaw, notes)?;
         if after.board.is_gone() {
             after.board.bring_back();
         }
@@ -88,14 +92,16 @@ impl<'a> Bench<'a> {
         texts: &[&str],
         mut provoke: impl FnMut(&Board) -> Result<()>,
     ) -> Result<()> {
-        for _ in 1..ATTEMPTS {
+        let started = Instant::now();
+        // Twice as long as for anything else: most faults are not told.
+        while started.elapsed() < soon() * 2 {
             provoke(&self.board)?;
             if self.log.wait(texts, TOLD).is_ok() {
                 return Ok(());
             }
         }
         provoke(&self.board)?;
-        self.log.wait(texts, SOON)
+        self.log.wait(texts, soon())
     }
 
     /// The PRI status register.
@@ -129,7 +135,7 @@ impl Lane {
 
     /// Waits until something holds.
     pub(crate) fn until(&self, what: &'static str, condition: impl FnMut() -> bool) -> Result<()> {
-        wait_until(SOON, condition).context(what)
+        wait_until(soon(), condition).context(what)
     }
 }
 

@@ -13,13 +13,13 @@ use crate::endpoint::{Completion, Device, Endpoint, Operation, Queue};
 use crate::model::Random;
 use crate::sys::{Mapping, PAGE};
 
-/// How long the soak goes on.
+/// How long the soak goes on: until both are reached.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Soak {
-    /// For so many operations.
-    Operations(u64),
-    /// For so long.
-    For(Duration),
+pub(crate) struct Soak {
+    /// So many operations, at least.
+    pub(crate) operations: u64,
+    /// So long, at least.
+    pub(crate) time: Duration,
 }
 
 /// The surroundings of a case.
@@ -46,7 +46,7 @@ impl<'a> Bench<'a> {
             random: Random::new(seed),
             may_change_machine: false,
             thorough: false,
-            soak: Soak::Operations(0),
+            soak: Soak { operations: 0, time: Duration::ZERO },
             notes: Vec::new(),
         }
     }

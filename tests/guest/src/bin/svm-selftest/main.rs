@@ -40,12 +40,12 @@ struct Options {
     /// Never do less than a case is meant to because the machine is slow
     #[arg(long)]
     thorough: bool,
-    /// How many operations the case `soak` does
+    /// How many operations the case `soak` does at least
     #[arg(long, value_name = "N", default_value_t = 1000)]
     operations: u64,
-    /// Let the case `soak` go on for so long instead
-    #[arg(long, value_name = "SECONDS", conflicts_with = "operations")]
-    soak: Option<u64>,
+    /// How long the case `soak` goes on at least
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    soak: u64,
     #[command(subcommand)]
     role: Option<Role>,
 }
@@ -95,10 +95,7 @@ fn run(options: &Options) -> Result<bool> {
 fn work<'a>(options: &Options, endpoint: &'a dyn Endpoint, case: &Case) -> Work<'a> {
     let (run, may_change_machine) = (case.run, options.change_machine || endpoint.is_shared());
     let thorough = options.thorough;
-    let soak = match options.soak {
-        Some(seconds) => Soak::For(Duration::from_secs(seconds)),
-        None => Soak::Operations(options.operations),
-    };
+    let soak = Soak { operations: options.operations, time: Duration::from_secs(options.soak) };
     Box::new(move |seed, notes| {
         let (random, notes_before) = (model::Random::new(seed), std::mem::take(notes));
         let mut bench = Bench { endpoint, random, may_change_machine, thorough, soak, notes: notes_before };

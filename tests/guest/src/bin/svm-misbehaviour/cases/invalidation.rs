@@ -12,7 +12,7 @@ use guest::sys::{Mapping, PAGE, Protection, Sharing};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{Case, Needs::PageRequests};
-use crate::bench::{Bench, Lane, SOON};
+use crate::bench::{Bench, Lane, soon};
 use crate::board::{Board, How, Kind};
 
 pub(super) const CASES: &[Case] = &[
@@ -63,7 +63,7 @@ fn lost(bench: &mut Bench<'_>) -> Result<()> {
     take_away(bench, &lane, |memory| Ok(memory.discard(0..PAGE)?))?;
     let lost = board.happened(Kind::LostInvalidation);
     ensure!(lost == 3, "{lost} completions were lost");
-    bench.log.wait(&[CLEARED], SOON)?;
+    bench.log.wait(&[CLEARED], soon())?;
     let cleared = bench.log.count(&[CLEARED])?;
     ensure!(cleared == 3, "Linux cleared {cleared} time-outs");
     bench.notes.push(format!("{cleared} time-outs cleared"));
@@ -92,7 +92,7 @@ fn lost_until_off(bench: &mut Bench<'_>) -> Result<()> {
     });
     sched_setaffinity(None, &all)?;
     let lost = helped?;
-    bench.log.wait(&[CLEARED], SOON)?;
+    bench.log.wait(&[CLEARED], soon())?;
     bench.notes.push(format!("{lost} completions lost until it was switched off"));
     Ok(())
 }
@@ -105,13 +105,13 @@ fn helper(board: &Board, on: &AtomicBool) -> Result<u32> {
     let start = Instant::now();
     let lost = loop {
         let lost = board.happened(Kind::LostInvalidation);
-        if lost >= 5 || start.elapsed() > SOON {
+        if lost >= 5 || start.elapsed() > soon() {
             break lost;
         }
     };
     board.off();
     pinned?;
-    ensure!(lost >= 5, "{lost} completions were lost within {SOON:?}");
+    ensure!(lost >= 5, "{lost} completions were lost within {:?}", soon());
     Ok(lost)
 }
 

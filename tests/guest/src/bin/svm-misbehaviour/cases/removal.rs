@@ -10,7 +10,7 @@ use guest::uio::give_to_uio;
 use guest::wait::wait_until;
 
 use super::{Case, Needs::PageRequests};
-use crate::bench::{Bench, SOON, folder, fresh};
+use crate::bench::{Bench, folder, fresh, soon};
 use crate::board::{How, Kind};
 
 pub(super) const CASES: &[Case] = &[Case::new("surprise-removal", PageRequests, surprise).provoking()];
@@ -24,7 +24,7 @@ fn find_again(bench: &mut Bench<'_>) -> Result<BTreeSet<String>> {
     fs::write(folder.join("remove"), "1").context("the kernel does not part with it")?;
     ensure!(!folder.exists(), "the kernel keeps it");
     let found = || fs::write("/sys/bus/pci/rescan", "1").is_ok() && folder.exists();
-    wait_until(2 * SOON, found).context("it does not come back")?;
+    wait_until(2 * soon(), found).context("it does not come back")?;
     give_to_uio(&folder)?;
     bench.log.warnings()
 }

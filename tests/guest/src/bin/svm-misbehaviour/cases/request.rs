@@ -6,7 +6,7 @@ use guest::expect::{describe, success};
 use guest::sys::PAGE;
 
 use super::{Case, Needs::PageRequests};
-use crate::bench::{Bench, SOON, fresh};
+use crate::bench::{Bench, fresh, soon};
 use crate::board::{How, Kind};
 
 pub(super) const CASES: &[Case] = &[
@@ -75,7 +75,7 @@ fn excess(bench: &mut Bench<'_>) -> Result<()> {
         let memory = fresh(1)?;
         let _ticket = queue.start(&Operation::fill(memory.address(), PAGE, 7));
         let ignored = || board.happened(Kind::IgnoredResponse) == used;
-        guest::wait::wait_until(SOON, ignored).context("a response is ignored")?;
+        guest::wait::wait_until(soon(), ignored).context("a response is ignored")?;
     }
     board.switch(Kind::ExcessRequest, How::Always);
     let queue = lane.device.queue(0)?;
@@ -95,7 +95,7 @@ fn refused(bench: &mut Bench<'_>, kind: Kind, text: &str) -> Result<()> {
     let completion = lane.faults(&Operation::fill(memory.address(), PAGE, 7))?;
     let Completion { reason, page_requests, .. } = completion;
     ensure!(reason == Reason::NotAccessible && page_requests == 1, "{}", describe(&completion));
-    bench.log.wait(&[text], SOON)?;
+    bench.log.wait(&[text], soon())?;
     success(&lane.queue.run(&Operation::fill(memory.address(), PAGE, 7))?, PAGE).context("the next")
 }
 
@@ -117,5 +117,5 @@ fn flood(bench: &mut Bench<'_>) -> Result<()> {
     let all = || answers().1 - before.1 == sent;
     lane.until("all are answered", all).with_context(|| format!("{:?} of {sent}", answers()))?;
     // That it is cleared, Linux says without ending the line. The requests that follow need it to be.
-    bench.log.wait(&["PRQ overflow detected"], SOON)
+    bench.log.wait(&["PRQ overflow detected"], soon())
 }

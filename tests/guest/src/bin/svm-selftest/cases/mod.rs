@@ -15,6 +15,7 @@ mod queue;
 mod reclaim;
 mod soak;
 mod trouble;
+mod unbind;
 mod userfault;
 
 use anyhow::Result;
@@ -43,6 +44,7 @@ pub(crate) fn all() -> Vec<Case> {
         batch::CASES,
         command::CASES,
         ahead::CASES,
+        unbind::CASES,
         process::CASES,
         crowd::CASES,
         trouble::CASES,

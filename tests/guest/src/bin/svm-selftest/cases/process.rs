@@ -13,14 +13,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{Case, Needs};
 use crate::bench::{Bench, ExpectedFault, copy_all, faulted, fresh, requests, same, success};
-use crate::endpoint::{Counters, Device, Endpoint, Operation, rest};
+use crate::endpoint::{Counters, Device, Endpoint, Operation, Queue, rest};
 use crate::model::{self, Random};
 use crate::sys::{Mapping, PAGE, share_file};
 
 use Needs::{PageRequests, Translation};
 
 pub(super) const CASES: &[Case] = &[
-    Case::new("close-with-work-in-flight", PageRequests, close_with_work_in_flight).provoking(),
     Case::new("killed-with-work-in-flight", PageRequests, killed_with_work_in_flight).provoking(),
     Case::new("exit-with-work-queued", PageRequests, exit_with_work_queued).provoking(),
     Case::new("exec-with-work-queued", PageRequests, exec_with_work_queued).provoking(),
@@ -53,7 +52,7 @@ pub(crate) fn run_child(endpoint: &dyn Endpoint, role: &str) -> Result<()> {
 }
 
 /// Fills every queue with work that needs page requests; returns what must stay mapped.
-fn keep_busy(device: &Device) -> Result<(Vec<crate::endpoint::Queue>, Vec<Mapping>)> {
+pub(super) fn keep_busy(device: &Device) -> Result<(Vec<Queue>, Vec<Mapping>)> {
     let (mut queues, mut memory) = (Vec::new(), Vec::new());
     for index in 0..device.queues() {
         let queue = device.queue(index)?;
@@ -67,26 +66,8 @@ fn keep_busy(device: &Device) -> Result<(Vec<crate::endpoint::Queue>, Vec<Mappin
     Ok((queues, memory))
 }
 
-/// Unbinds while page requests are under way: the kernel drains them, the device comes to rest.
-fn close_with_work_in_flight(bench: &mut Bench<'_>) -> Result<()> {
-    for _ in 0..3 {
-        let device = Device::open(bench.endpoint)?;
-        let before = device.counters();
-        let (queues, memory) = keep_busy(&device)?;
-        let submitted = memory.len() as u64;
-        for queue in queues {
-            queue.abandon();
-        }
-        drop(device);
-        all_ended(bench.endpoint, before, submitted)?;
-        drop(memory);
-        worker(bench.endpoint).context("in the same process, afterwards")?;
-    }
-    Ok(())
-}
-
 /// Waits for the device and counts.
-fn all_ended(endpoint: &dyn Endpoint, before: Counters, submitted: u64) -> Result<()> {
+pub(super) fn all_ended(endpoint: &dyn Endpoint, before: Counters, submitted: u64) -> Result<()> {
     let registers = endpoint.peek()?;
     rest(registers.as_ref())?;
     let ended = Counters::read(registers.as_ref()).completed - before.completed;
@@ -144,7 +125,7 @@ fn ends_at_work(bench: &Bench<'_>, role: &str, end: fn(Peer) -> Result<()>) -> R
 }
 
 /// Binds, fills all queues, and says so; what is returned is at work.
-fn busy(endpoint: &dyn Endpoint) -> Result<(Device, Vec<crate::endpoint::Queue>, Vec<Mapping>)> {
+fn busy(endpoint: &dyn Endpoint) -> Result<(Device, Vec<Queue>, Vec<Mapping>)> {
     let device = Device::open(endpoint)?;
     let (queues, memory) = keep_busy(&device)?;
     say(&format!("busy {}", memory.len()))?;

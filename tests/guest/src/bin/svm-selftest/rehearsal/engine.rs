@@ -18,6 +18,7 @@ const QUEUES: usize = 4;
 /// The flag in a descriptor's first word.
 const WANTS_RECORD: u64 = 1 << 8;
 const DEPTH_LOG2: u32 = 6;
+const RESPONSES_SUCCESS: usize = global::RESPONSES[0];
 
 #[derive(Default)]
 pub(super) struct State {
@@ -295,7 +296,8 @@ impl Registers for Engine {
         match offset {
             global::COMPLETED => state.completed,
             global::PAGE_REQUESTS => state.page_requests,
-            global::PAGE_GROUPS => state.page_groups,
+            // Each is answered when it is counted.
+            global::PAGE_GROUPS | RESPONSES_SUCCESS => state.page_groups,
             global::DROPPED => state.dropped,
             global::RECORDS_LOST => state.records_lost,
             global::MISS..global::ADDRESS => state.moments[(offset - global::MISS) / 8],

@@ -1,0 +1,64 @@
+//! What must be at the end as it was before: memory, PASIDs, page requests.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+use super::super::crowd::Crowd;
+use super::SETTLED;
+use crate::bench::Bench;
+
+/// This program needs no more memory than it did early on.
+pub(super) fn flat(bench: &mut Bench<'_>, early: Option<u64>, done: u64) -> Result<()> {
+    /// What a heap may be unsteady by, and pages of the arenas that may be there or not.
+    const SLACK_KIB: u64 = 2048;
+    let (Some(early), late) = (early, resident_kib()?) else { return Ok(()) };
+    bench
+        .notes
+        .push(format!("resident {early} KiB after {SETTLED} rounds, {late} KiB after {done} operations"));
+    ensure!(late <= early + SLACK_KIB, "the program grew from {early} to {late} KiB");
+    Ok(())
+}
+
+/// Memory of this process that is resident, its mappings under test included.
+pub(super) fn resident_kib() -> Result<u64> {
+    let text = fs::read_to_string("/proc/self/status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+}
+
+/// The PASID that a new process gets: the kernel gives the lowest one that is free, so that one that was leaked
+/// shows. `None` where the number says nothing of the kind.
+pub(super) fn next_pasid(bench: &Bench<'_>) -> Result<Option<u32>> {
+    if !bench.endpoint.is_shared() {
+        return Ok(None);
+    }
+    let mut crowd = Crowd::new(bench.endpoint)?;
+    ensure!(crowd.join()?, "the kernel binds no process");
+    let pasid = crowd.pasids().first().copied();
+    crowd.leave()?;
+    Ok(pasid)
+}
+
+/// Page requests between head and tail of all units' queues, in bytes, where debugfs shows their registers.
+fn requests_in_queues() -> Option<u64> {
+    let text = fs::read_to_string("/sys/kernel/debug/iommu/intel/iommu_regset").ok()?;
+    let register = |name: &str| {
+        let values = text.lines().filter(|line| line.split_ascii_whitespace().next() == Some(name));
+        values.map(|line| u64::from_str_radix(line.rsplit("0x").next().unwrap_or("").trim(), 16)).collect()
+    };
+    let (heads, tails): (Result<Vec<u64>, _>, Result<Vec<u64>, _>) = (register("PQH"), register("PQT"));
+    let (heads, tails) = (heads.ok()?, tails.ok()?);
+    Some(heads.iter().zip(&tails).map(|(head, tail)| head.abs_diff(*tail)).sum())
+}
+
+/// A process that is bound now has the PASID that one had before, and the kernel has answered all page requests.
+pub(super) fn pasids_as_before(bench: &mut Bench<'_>, before: Option<u32>) -> Result<()> {
+    let after = next_pasid(bench)?;
+    ensure!(after == before, "the next process had PASID {before:?} before, and {after:?} after");
+    if let Some(requests) = requests_in_queues() {
+        ensure!(requests == 0, "{requests} bytes of page requests are still in the kernel's queues");
+        bench.notes.push("PASIDs as before, no page request left".to_owned());
+    }
+    Ok(())
+}
