@@ -114,15 +114,38 @@ fn the_driver_goes_and_comes_back() {
     assert_eq!(outcome.kernel_log().unwrap().complaints(), [""; 0]);
 }
 
-/// A process more than there are PASIDs.
+/// 256 processes one after the other, and at once, however long it takes.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn a_crowd_of_256() {
+    let program = "/bin/svm-selftest,--thorough,--filter,processes-in-turn,--filter,processes-at-once";
+    let outcome = Guest::new().cpus(2).patience(LONG).run(program).boot().unwrap();
+    let told = |line: &&str| line.starts_with("ok ") || line.starts_with("# 256 ");
+    outcome.console.lines().filter(told).for_each(|line| println!("{line}"));
+    let tap = outcome.tap().unwrap();
+    assert_eq!((tap.failed(), tap.skipped()), (BTreeSet::new(), BTreeSet::new()), "{}", outcome.tail());
+    assert!(outcome.console.contains("# 256 processes, one after the other"), "{}", outcome.tail());
+    assert!(outcome.console.contains("# 256 processes bound at once"), "{}", outcome.tail());
+    assert_eq!(outcome.kernel_log().unwrap().complaints(), [""; 0]);
+}
+
+/// A process more than there are PASIDs: few, and as many as a small machine has processes.
 #[test]
 #[ignore = "needs a guest: run cargo lab test"]
 fn few_pasids_run_out() {
     let program = "/bin/svm-selftest,--filter,pasid-exhaustion,--filter,demand-fault";
-    let outcome = Guest::new().svm("pasid-bits=4").run(program).boot().unwrap();
-    let tap = outcome.tap().unwrap();
-    assert_eq!((tap.failed(), tap.skipped()), (BTreeSet::new(), BTreeSet::new()), "{}", outcome.tail());
-    assert_eq!(outcome.kernel_log().unwrap().complaints(), [""; 0]);
+    for bits in [4, 8] {
+        let guest = Guest::new().svm(&format!("pasid-bits={bits}")).patience(LONG);
+        let outcome = guest.run(program).boot().unwrap();
+        outcome
+            .console
+            .lines()
+            .filter(|line| line.contains("bits of PASID"))
+            .for_each(|line| println!("{line}"));
+        let tap = outcome.tap().unwrap();
+        assert_eq!((tap.failed(), tap.skipped()), (BTreeSet::new(), BTreeSet::new()), "{}", outcome.tail());
+        assert_eq!(outcome.kernel_log().unwrap().complaints(), [""; 0]);
+    }
 }
 
 /// Rows of the table in the suite's README that a guest can show.
