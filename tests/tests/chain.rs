@@ -46,7 +46,8 @@ impl Counted {
         }
         assert_eq!((self.unit("page_requests_unseen"), self.unit("faults")), (0, 0));
         let groups = self.bridge("page_request_groups");
-        let calls = self.bridge("fault_reads") + self.bridge("fault_writes");
+        let reads = self.bridge("fault_reads") - self.bridge("empty_fault_reads");
+        let calls = reads + self.bridge("fault_writes");
         assert!(calls <= 2 * groups, "{calls} system calls for {groups} groups");
         let ranges = [self.bridge("invalidate_ranges"), self.unit("iotlb_ranges")];
         assert_eq!(ranges, [ranges[0]; 2], "ranges invalidated: bridge, guest's unit");

@@ -47,6 +47,8 @@ pub struct MeterReading {
     pub invalidate_ranges: u64,
     /// Reads of fault queues, also those that found nothing.
     pub fault_reads: u64,
+    /// Those of them that found nothing, as those do by which a guest's drain makes sure.
+    pub empty_fault_reads: u64,
     /// Page requests that were read.
     pub page_requests: u64,
     /// Groups of page requests that were read to their ends.
@@ -74,6 +76,7 @@ struct Meter {
     invalidate_entries: AtomicU64,
     invalidate_ranges: AtomicU64,
     fault_reads: AtomicU64,
+    empty_fault_reads: AtomicU64,
     page_requests: AtomicU64,
     page_request_groups: AtomicU64,
     fault_writes: AtomicU64,
@@ -142,6 +145,7 @@ impl Metered {
             invalidate_entries: of(&meter.invalidate_entries),
             invalidate_ranges: of(&meter.invalidate_ranges),
             fault_reads: of(&meter.fault_reads),
+            empty_fault_reads: of(&meter.empty_fault_reads),
             page_requests: of(&meter.page_requests),
             page_request_groups: of(&meter.page_request_groups),
             fault_writes: of(&meter.fault_writes),
@@ -241,6 +245,7 @@ impl FaultFile for MeteredFaults {
         let meter = &*self.meter;
         add(&meter.fault_reads, 1);
         let len = self.file.read(buffer)?;
+        add(&meter.empty_fault_reads, usize::from(len == 0));
         let records = buffer.get(..len).unwrap_or_default().chunks_exact(FaultRecord::BYTES);
         let now = Instant::now();
         for record in records.filter_map(|bytes| FaultRecord::read_from_bytes(bytes).ok()) {

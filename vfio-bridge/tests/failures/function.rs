@@ -49,19 +49,18 @@ fn life(rig: &Rig) -> Option<()> {
     Some(())
 }
 
-/// The calls of it, and how many of each.
-fn counted() -> BTreeMap<Call, usize> {
+/// The calls of it, and how many of each; those that made the machine left out.
+fn calls() -> BTreeMap<Call, usize> {
     let rig = rig();
     let before = rig.kernel.audit().calls;
     life(&rig).unwrap();
-    let calls = rig.kernel.audit().calls.into_iter();
-    let new = calls.map(|(call, count)| (call, count - before.get(&call).unwrap_or(&0)));
-    new.filter(|(_, count)| *count > 0).collect()
+    let made = |(call, after)| (call, after - before.get(&call).copied().unwrap_or(0));
+    rig.kernel.audit().calls.into_iter().map(made).filter(|(_, count)| *count > 0).collect()
 }
 
 /// The calls of it.
 pub(crate) fn made() -> BTreeSet<Call> {
-    counted().into_keys().collect()
+    calls().into_keys().collect()
 }
 
 /// `off`: the device's memory is off for certain, and so out of other devices' reach, whether mappings were taken back
@@ -76,7 +75,7 @@ fn check(rig: &Rig, off: bool, name: &str) {
 /// Each call failing in turn, once and for good from there on.
 #[test]
 fn every_failure_leaves_the_device_off() {
-    let calls: usize = counted().values().sum();
+    let calls: usize = calls().values().sum();
     assert!(calls > 30, "{calls}");
     for after in 0..calls {
         for times in [1, usize::MAX] {
