@@ -7,6 +7,7 @@ use std::io::Write;
 
 use svmm_tests::chain::{Chain, Inner, Stats, host};
 use svmm_tests::expect::Tap;
+use svmm_tests::image::{BYTES, Image};
 
 /// What the inner svmm is told; then come the things to do in its guest.
 const ASSIGNED: &str = "--memory-mib=256;--stats=stderr;--vfio=0000:00:01.0";
@@ -170,6 +171,25 @@ fn a_user_without_rights_needs_open_files_only() {
         assert!(inner.code.is_some_and(|code| code != 0), "{}", inner.text);
         assert!(inner.text.lines().any(told), "{}", inner.text);
     }
+}
+
+/// A device without messages: the line of the host's disk leads through the host's VFIO to the inner guest, and its end
+/// back. Neither kernel uses messages.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn an_interrupt_line_leads_through_two_machines() {
+    let image = Image::new("line").unwrap();
+    let check = format!("pci=nomsi;/bin/disk-check,vda,{},line", BYTES / 512);
+    let guest = host()
+        .unwrap()
+        .without_svm()
+        .disk(&format!("{},id=line", image.text()))
+        .run(&format!("@host:{TOLD};--memory-mib=256;--vfio=0000:00:10.0;{check}"));
+    let chain = Chain::run(&guest).unwrap();
+    assert_eq!(chain.host.code, 0, "{}", chain.host.tail());
+    assert_eq!(chain.host.kernel_log().unwrap().complaints(), [""; 0]);
+    green(&chain.inner[0]);
+    assert!(image.is_written(), "the file of the host's host differs");
 }
 
 /// The DMA engine of the host, for the inner guest's kernel.

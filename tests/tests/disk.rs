@@ -7,11 +7,10 @@ use svmm_tests::guest::Guest;
 use svmm_tests::image::{BYTES, Image};
 
 /// Every case passes, the IOMMU has nothing to complain of, and the bytes are where they belong.
-#[test]
-#[ignore = "needs a guest: run cargo lab test"]
-fn a_stock_driver_does_dma_through_the_unit() {
+fn passes(words: &[&str]) {
     let (image, base) = (Image::new("data").unwrap(), Image::new("base").unwrap());
-    let guest = Guest::new()
+    let guest = words.iter().fold(Guest::new(), |guest, word| guest.word(word));
+    let guest = guest
         .cpus(2)
         .without_svm()
         .disk(&format!("{},id=data", image.text()))
@@ -25,4 +24,17 @@ fn a_stock_driver_does_dma_through_the_unit() {
     assert!(image.is_written(), "the file on the host differs");
     assert!(base.is_untouched(), "the read-only file changed");
     println!("userspace after {:?} ms, {} cases, {:?}", outcome.boot_ms(), tap.cases.len(), outcome.elapsed);
+}
+
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn a_stock_driver_does_dma_through_the_unit() {
+    passes(&[]);
+}
+
+/// The driver is told by interrupt lines.
+#[test]
+#[ignore = "needs a guest: run cargo lab test"]
+fn a_stock_driver_without_messages() {
+    passes(&["pci=nomsi"]);
 }

@@ -16,8 +16,9 @@ use devices::reset::{
 };
 use devices::serial::Serial;
 use devices::svm::SvmFunction;
-use devices::virtio::VirtioFunction;
+
 use devices::virtio::blk::{Blk, FileDisk};
+use devices::virtio::{Interrupts, VirtioFunction};
 use iommu_core::SourceId;
 use kvm_ioctls::VcpuFd;
 use vfio_bridge::meter::Metered;
@@ -331,7 +332,9 @@ impl Wiring {
         for (device, disk) in (slot::FIRST_DISK..).zip(disks) {
             let blk = Blk::new(Box::new(FileDisk::new(disk.file, disk.len)), &disk.id, disk.read_only);
             let behind = self.units.place(SourceId::from_bdf(0, device, 0), &disk.placement);
-            let function = VirtioFunction::new(blk.description(), blk, &behind.dma, behind.interrupts);
+            let line = self.ioapic.line(gsi::of_inta(device));
+            let interrupts = Interrupts { messages: behind.interrupts, line };
+            let function = VirtioFunction::new(blk.description(), blk, &behind.dma, interrupts);
             let function = function.map_err(|error| impossible(&error))?;
             root.insert(device, 0, function).map_err(|error| impossible(&error))?;
         }

@@ -11,12 +11,14 @@ use super::bar;
 use super::capability::{FunctionSpec, Layout, SpecError};
 use super::config::ConfigSpace;
 use super::function::{AtsState, DecodedBars, FunctionEvent, PasidState, PriState};
+use super::intx::{self, Intx};
 use super::live::LiveState;
 use super::msix::Msix;
 use super::spec::{
     AtsControl, Command, DeviceControl, MsixControl, PasidControl, PriControl, PriStatus, ats, express,
     header, msix, pasid, pri,
 };
+use crate::irq::IrqLine;
 
 /// What a concrete function embeds. It answers configuration accesses and MSI-X, and says what changed.
 ///
@@ -32,6 +34,8 @@ pub struct FunctionBase {
     config: Mutex<ConfigSpace>,
     live: LiveState,
     msix: Option<Arc<Msix>>,
+    /// Taken with `config` held: its bit in the status register and the line go together.
+    line: Option<Mutex<Intx>>,
 }
 
 /// The control bits whose change is an event.
@@ -59,7 +63,17 @@ impl FunctionBase {
             config: Mutex::new(config),
             live: LiveState::default(),
             msix: spec.msix.map(|msix| Arc::new(Msix::new(msix, source, sink))),
+            line: None,
         })
+    }
+
+    /// The same function with INTA, which is `line`. It is not asserted yet.
+    #[must_use]
+    pub fn with_line(mut self, line: Arc<dyn IrqLine>) -> Self {
+        self.power_on.set(header::INTERRUPT_PIN, &[intx::PIN]);
+        *self.config.get_mut() = self.power_on.clone();
+        self.line = Some(Mutex::new(Intx::new(line)));
+        self
     }
 
     /// Where the function is.
@@ -79,6 +93,15 @@ impl FunctionBase {
         if let Some(msix) = &self.msix {
             msix.trigger(vector);
         }
+    }
+
+    /// The function has a reason to interrupt by its line, or none any more. Any thread. Nothing without a line.
+    pub fn set_interrupt(&self, pending: bool) {
+        let Some(line) = &self.line else { return };
+        let mut config = self.config.lock();
+        let mut line = line.lock();
+        line.set_pending(pending);
+        show_line(&line, &mut config);
     }
 
     /// Whether DMA may be issued. Lock-free.
@@ -178,6 +201,9 @@ impl FunctionBase {
         if let Some(msix) = &self.msix {
             msix.reset();
         }
+        if let Some(line) = &self.line {
+            line.lock().reset();
+        }
     }
 
     fn controls(&self, config: &ConfigSpace) -> Controls {
@@ -236,7 +262,17 @@ impl FunctionBase {
             events.push(FunctionEvent::BusMaster(after.bus_master));
         }
         self.apply_msix(&config, &before, &after, (offset, data.len()));
+        self.apply_line(&mut config);
         events
+    }
+
+    fn apply_line(&self, config: &mut ConfigSpace) {
+        let Some(line) = &self.line else { return };
+        let disabled = Command::new_with_raw_value(config.u16(header::COMMAND)).interrupt_disable();
+        let control = MsixControl::new_with_raw_value(config.u16(self.layout.msix + msix::CONTROL));
+        let mut line = line.lock();
+        line.set_switches(disabled, self.msix.is_some() && control.enable());
+        show_line(&line, config);
     }
 
     fn function_reset_requested(&self, config: &ConfigSpace) -> bool {
@@ -303,6 +339,13 @@ impl FunctionBase {
             msix.set_control(MsixControl::new_with_raw_value(config.u16(at)));
         }
     }
+}
+
+/// The status register's bit.
+fn show_line(line: &Intx, config: &mut ConfigSpace) {
+    let [low, high] = config.u16(header::STATUS).to_le_bytes();
+    let bit = if line.is_pending() { header::STATUS_INTERRUPT } else { 0 };
+    config.set(header::STATUS, &[low & !header::STATUS_INTERRUPT | bit, high]);
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! | [`config`] | 4 KiB of configuration space with write masks |
 //! | [`bar`] | memory BARs: description, sizing, decoding |
 //! | [`capability`] | what a function declares, and the capability chain made of it |
+//! | `intx` | the interrupt line of a function that has one |
 //! | `live` | ATS, PRI and PASID as a function's own threads see them |
 //! | [`msix`] | the MSI-X table, its masks and pending bits |
 //! | [`function`] | [`PciFunction`], the root's view of a function |
@@ -13,7 +14,7 @@
 //! | [`host_bridge`] | the function at 00:00.0 |
 //! | [`root`] | bus 0: ECAM, configuration ports, MMIO window |
 //!
-//! Not implemented: bridges and buses other than 0, 64-bit and I/O BARs, expansion ROMs, INTx, MSI, AER.
+//! Not implemented: bridges and buses other than 0, 64-bit and I/O BARs, expansion ROMs, MSI, AER.
 
 pub mod bar;
 pub mod base;
@@ -21,6 +22,7 @@ pub mod capability;
 pub mod config;
 pub mod function;
 pub mod host_bridge;
+mod intx;
 mod live;
 pub mod msix;
 pub mod root;

@@ -5,7 +5,6 @@
 //! before follows it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -48,7 +47,8 @@ impl State {
 /// The shared half of a device.
 pub struct Core {
     base: Arc<FunctionBase>,
-    isr: AtomicU8,
+    /// What the driver has not read yet, and so whether the interrupt line is asserted. A leaf but for the function's.
+    isr: Mutex<u8>,
     gate: Mutex<()>,
     /// A leaf.
     state: Mutex<State>,
@@ -70,7 +70,7 @@ impl Core {
             queue_vectors: vec![NO_VECTOR; queues],
         };
         let (gate, wake) = (Mutex::default(), Condvar::new());
-        Self { base, isr: AtomicU8::new(0), gate, state: Mutex::new(state), wake }
+        Self { base, isr: Mutex::new(0), gate, state: Mutex::new(state), wake }
     }
 
     /// The driver runs. All queues are looked at once: a driver may have filled them before.
@@ -103,7 +103,7 @@ impl Core {
             self.wake.notify_all();
         }
         drop(self.gate.lock());
-        self.isr.store(0, Ordering::Release);
+        self.take_isr();
     }
 
     /// Bus mastering was switched. Off: on return no DMA is under way.
@@ -137,10 +137,21 @@ impl Core {
         self.state.lock().needs_reset
     }
 
-    /// ISR status; reading clears it.
-    #[must_use]
+    /// ISR status; reading clears it, and lowers the interrupt line (§4.1.4.5).
     pub fn take_isr(&self) -> u8 {
-        self.isr.swap(0, Ordering::AcqRel)
+        let mut isr = self.isr.lock();
+        self.base.set_interrupt(false);
+        std::mem::take(&mut *isr)
+    }
+
+    /// Sets ISR status, and with it the interrupt line; a vector that is there takes the place of both.
+    fn tell(&self, why: IsrStatus, vector: u16) {
+        {
+            let mut isr = self.isr.lock();
+            *isr |= why.raw_value();
+            self.base.set_interrupt(true);
+        }
+        self.base.trigger(vector);
     }
 
     /// The next thing to do, as soon as there is one. `None`: the worker is to end.
@@ -188,8 +199,7 @@ impl Core {
     pub fn interrupt(&self, epoch: u64, queue: u16) -> Result<(), Gone> {
         let _gate = self.enter(epoch)?;
         let vector = self.state.lock().queue_vectors.get(usize::from(queue)).copied();
-        self.isr.fetch_or(IsrStatus::DEFAULT.with_queue(true).raw_value(), Ordering::AcqRel);
-        self.base.trigger(vector.unwrap_or(NO_VECTOR));
+        self.tell(IsrStatus::DEFAULT.with_queue(true), vector.unwrap_or(NO_VECTOR));
         Ok(())
     }
 
@@ -212,7 +222,6 @@ impl Core {
             state.needs_reset = holds(&state);
             state.config_vector
         };
-        self.isr.fetch_or(IsrStatus::DEFAULT.with_configuration(true).raw_value(), Ordering::AcqRel);
-        self.base.trigger(vector);
+        self.tell(IsrStatus::DEFAULT.with_configuration(true), vector);
     }
 }

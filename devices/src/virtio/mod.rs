@@ -57,7 +57,7 @@ pub mod stop;
 mod worker;
 
 pub use device::{Description, Service};
-pub use pci::VirtioFunction;
+pub use pci::{Interrupts, VirtioFunction};
 
 #[cfg(test)]
 mod tests;

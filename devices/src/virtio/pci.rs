@@ -16,6 +16,7 @@ use super::spec::{
     structure,
 };
 use super::worker::Worker;
+use crate::irq::IrqLine;
 use crate::pci::spec::{capability, header};
 use crate::pci::{
     BarSpec, DecodedBars, ExpressSpec, FunctionBase, FunctionEvent, FunctionSpec, Identity, MsixSpec,
@@ -31,6 +32,14 @@ pub enum VirtioError {
     /// The PCI side.
     #[error("PCI function")]
     Pci(#[from] SpecError),
+}
+
+/// Where a device's interrupts go.
+pub struct Interrupts {
+    /// Those of MSI-X.
+    pub messages: Arc<dyn MsiSink>,
+    /// INTA, for drivers that use no messages.
+    pub line: Option<Arc<dyn IrqLine>>,
 }
 
 /// The worker: what it will run, then its thread.
@@ -55,7 +64,7 @@ pub struct VirtioFunction {
 }
 
 impl VirtioFunction {
-    /// A device in its power-on state, at the place and behind the IOMMU that `dma` names. Its interrupts go to `msi`.
+    /// A device in its power-on state, at the place and behind the IOMMU that `dma` names. Its interrupts go to `interrupts`.
     ///
     /// # Errors
     /// The description is not within its limits.
@@ -63,7 +72,7 @@ impl VirtioFunction {
         description: Description,
         service: S,
         dma: &Dma<M>,
-        msi: Arc<dyn MsiSink>,
+        interrupts: Interrupts,
     ) -> Result<Arc<Self>, VirtioError>
     where
         M: GuestMemoryBackend + Clone + Send + 'static,
@@ -75,7 +84,12 @@ impl VirtioFunction {
             return Err(VirtioError::Queues(description.queue_sizes));
         }
         let vectors = u16::try_from(queue_sizes.len()).unwrap_or(u16::MAX).saturating_add(1);
-        let base = Arc::new(FunctionBase::new(function_spec(&description, vectors), dma.source(), msi)?);
+        let base =
+            FunctionBase::new(function_spec(&description, vectors), dma.source(), interrupts.messages)?;
+        let base = Arc::new(match interrupts.line {
+            Some(line) => base.with_line(line),
+            None => base,
+        });
         let core = Arc::new(Core::new(base.clone(), queue_sizes.len()));
         let registers = Registers::new(features | feature::ALWAYS, queue_sizes, vectors);
         let worker = Worker::new(core.clone(), dma, service);

@@ -1,5 +1,6 @@
 mod faults;
 mod hostile;
+mod line;
 mod requests;
 mod resets;
 mod rig;

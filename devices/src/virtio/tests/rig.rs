@@ -1,6 +1,7 @@
 //! A machine of one disk, a list of pages as its IOMMU, and a driver.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use iommu_core::testkit::{ListTranslator, Page, RecordingMsi};
@@ -9,11 +10,12 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use zerocopy::IntoBytes;
 
 use crate::hooked::{Hook, Hooked};
+use crate::irq::IrqLine;
 use crate::pci::PciFunction;
-use crate::virtio::VirtioFunction;
 use crate::virtio::blk::spec::Header;
 use crate::virtio::blk::{Blk, Disk, MemoryDisk};
 use crate::virtio::spec::feature;
+use crate::virtio::{Interrupts, VirtioFunction};
 
 pub(super) type Memory = GuestMemoryMmap<()>;
 
@@ -55,11 +57,28 @@ pub(super) const NEEDS_RESET: u8 = 0x40;
 /// A buffer of a chain: address, length, the device writes it.
 pub(super) type Buffer = (u64, u32, bool);
 
+/// An interrupt line, and whether it is asserted.
+#[derive(Default)]
+pub(super) struct Line(AtomicBool);
+
+impl Line {
+    pub(super) fn is_asserted(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl IrqLine for Line {
+    fn set(&self, asserted: bool) {
+        self.0.store(asserted, Ordering::Relaxed);
+    }
+}
+
 pub(super) struct Rig {
     pub(super) function: Arc<VirtioFunction>,
     pub(super) iommu: Arc<ListTranslator>,
     pub(super) memory: Memory,
     pub(super) msi: Arc<RecordingMsi>,
+    pub(super) line: Arc<Line>,
     pub(super) on_translate: Hook,
     ports: Arc<PortSet>,
     next_gpa: u64,
@@ -80,12 +99,15 @@ impl Rig {
         let hooked = Hooked::new(&iommu, &on_translate);
         let dma = Dma::new(SOURCE, memory.clone(), Arc::new(hooked), ports.clone());
         let blk = Blk::new(Box::new(disk), "a-disk", read_only);
-        let function = VirtioFunction::new(blk.description(), blk, &dma, msi.clone()).unwrap();
+        let line = Arc::new(Line::default());
+        let interrupts = Interrupts { messages: msi.clone(), line: Some(line.clone()) };
+        let function = VirtioFunction::new(blk.description(), blk, &dma, interrupts).unwrap();
         let mut rig = Self {
             function,
             iommu,
             memory,
             msi,
+            line,
             on_translate,
             ports,
             next_gpa: 0x1_0000,

@@ -17,6 +17,9 @@ pub(crate) const ENDPOINT: Kind = Kind("0x1af4", "0x10f0");
 /// The DMA engine, which a driver of the kernel takes first.
 pub(crate) const ENGINE: Kind = Kind("0x8086", "0x2021");
 
+/// A virtio disk, which a driver of the kernel takes first.
+pub(crate) const DISK: Kind = Kind("0x1af4", "0x1042");
+
 /// Binds every function of these kinds by `bind`, which says what node it has become; returns one line for each, to be
 /// printed.
 pub(crate) fn bind_all(kinds: &[Kind], bind: impl Fn(&Path) -> Result<PathBuf>) -> Vec<String> {

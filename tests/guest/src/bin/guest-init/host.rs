@@ -46,7 +46,7 @@ pub(crate) enum End {
 }
 
 /// Boots an inner guest and waits for it. Of `words`, those that begin with `--` are options of svmm, those that begin
-/// with `svmm.` go to the inner guest's command line as they are, and the others are for its `svmm.run=`. Returns the status of its program, or one that tells what svmm says.
+/// with `svmm.` or `pci=` go to the inner guest's command line as they are, and the others are for its `svmm.run=`. Returns the status of its program, or one that tells what svmm says.
 pub(crate) fn run(words: &[String], end: End) -> u32 {
     let started = Instant::now();
     let outcome = boot(words, end);
@@ -147,7 +147,7 @@ fn arguments(words: &[String]) -> Vec<String> {
     for word in words {
         if word.starts_with("--") {
             arguments.push(word.clone());
-        } else if word.starts_with("svmm.") {
+        } else if word.starts_with("svmm.") || word.starts_with("pci=") {
             line.push_str(&format!(" {word}"));
         } else {
             line.push_str(&format!(" svmm.run={word}"));
@@ -191,11 +191,16 @@ mod tests {
 
     #[test]
     fn options_go_to_svmm_and_the_rest_to_the_guest() {
-        let words = ["--vfio=0000:00:01.0,mode=shadow", "svmm.x", "/bin/a,b", "@units", "--memory-mib=256"];
+        let words =
+            ["--vfio=0000:00:01.0,mode=shadow", "svmm.x", "pci=y", "/bin/a,b", "@units", "--memory-mib=256"];
         let arguments = arguments(&words.map(str::to_owned));
         let end = ["--vfio=0000:00:01.0,mode=shadow", "--memory-mib=256", "--cmdline"];
         assert_eq!(arguments[5..8], end);
-        assert!(arguments[8].ends_with(" svmm.x svmm.run=/bin/a,b svmm.run=@units"), "{}", arguments[8]);
+        assert!(
+            arguments[8].ends_with(" svmm.x pci=y svmm.run=/bin/a,b svmm.run=@units"),
+            "{}",
+            arguments[8]
+        );
     }
 
     #[test]

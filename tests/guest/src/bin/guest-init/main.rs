@@ -15,7 +15,7 @@
 //! | `@kexec` | starts `/boot/bzImage` with `/boot/initrd` in place of the running kernel; `svmm.next=` becomes its `svmm.run=` |
 //! | `@hibernate:MODE` | suspends and resumes as `/sys/power/pm_test` has it: `devices`, `platform`, `processors`, `core` |
 //! | `@hibernate:disk` | hibernates to the first disk and powers off; a kernel with `resume=/dev/vda` goes on after it |
-//! | `@host:WORD;WORD` | runs `/bin/svmm` with `/boot/bzImage` and `/boot/initrd`; a WORD is an option of svmm, a word that begins with `svmm.`, or a `svmm.run=` of the inner guest. Its lines come behind `inner\| ` |
+//! | `@host:WORD;WORD` | runs `/bin/svmm` with `/boot/bzImage` and `/boot/initrd`; a WORD is an option of svmm, a word that begins with `svmm.` or `pci=`, or a `svmm.run=` of the inner guest. Its lines come behind `inner\| ` |
 //! | `@kill-host:MS;WORD` | the same, and kills svmm MS milliseconds after the inner guest's program began |
 //! | `@unbind-host:MS;WORD` | the same, and takes the device of the first `--vfio=ADDRESS` away from `vfio-pci`, then gives it back |
 //! | `@user-host:KIB;WORD` | the same, by a user without rights who may lock KIB KiB of memory. In options of svmm, a path behind `fd=` becomes the number of that file, opened before |
@@ -23,8 +23,8 @@
 //!
 //! Without `svmm.run=`: a shell if the image holds one, else the selftest. With the word
 //! `svmm.verbose` kernel messages keep reaching the console while programs run; with `svmm.unbound` the endpoint is left
-//! without a driver, with `svmm.polling` its driver gets no interrupts, with `svmm.vfio` it and the DMA engine are given to
-//! `vfio-pci`. With `svmm.huge` all memory, shared memory too, is of huge pages where it can be; it has been written to once
+//! without a driver, with `svmm.polling` its driver gets no interrupts, with `svmm.vfio` it, the DMA engine and disks are given
+//! to `vfio-pci`. With `svmm.huge` all memory, shared memory too, is of huge pages where it can be; it has been written to once
 //! before programs run, and four explicit huge pages of 2 MiB are set aside.
 //! After programs have run, the relevant part of the kernel log stands between
 //! `guest-init: klog begin` and `guest-init: klog end`.
@@ -54,7 +54,7 @@ use guest::uio::give_to_uio;
 use guest::vfio::give_to_vfio;
 
 use action::Action;
-use endpoint::{ENDPOINT, ENGINE};
+use endpoint::{DISK, ENDPOINT, ENGINE};
 use sys::Ending;
 
 /// I/O port that carries a guest's status, 32 bits, to svmm.
@@ -84,7 +84,7 @@ fn main() {
     }
     let bound = match (has("svmm.unbound"), has("svmm.vfio")) {
         (true, _) => Vec::new(),
-        (false, true) => endpoint::bind_all(&[ENDPOINT, ENGINE], give_to_vfio),
+        (false, true) => endpoint::bind_all(&[ENDPOINT, ENGINE, DISK], give_to_vfio),
         (false, false) => endpoint::bind_all(&[ENDPOINT], give_to_uio),
     };
     for line in bound {
