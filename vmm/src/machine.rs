@@ -16,7 +16,6 @@ use devices::reset::{
 };
 use devices::serial::Serial;
 use devices::svm::SvmFunction;
-
 use devices::virtio::blk::{Blk, FileDisk};
 use devices::virtio::{Interrupts, VirtioFunction};
 use iommu_core::SourceId;
