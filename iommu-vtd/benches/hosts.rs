@@ -6,9 +6,9 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use iommu_core::testkit::RecordingMsi;
+use iommu_core::testkit::{NESTING, RecordingMsi};
 use iommu_core::{
-    Capabilities, Domain, Gpa, HostError, HostIommu, Invalidation, PageResponse, Pasid, SourceId,
+    Capabilities, Domain, Gpa, HostError, HostIommu, Invalidation, PageResponse, Pasid, SourceId, Translator,
 };
 use iommu_vtd::testkit::Tables;
 use iommu_vtd::{Capability, Profile, Unit, UnitConfig};
@@ -20,22 +20,12 @@ const RING: u64 = 0x1_0000;
 const STATUS: u64 = 0x1_3000;
 const SOURCE: SourceId = SourceId(0x18);
 
-const HOST: Capabilities = Capabilities {
-    first_stage_bits: 48,
-    first_stage_page_sizes: 0x4020_1000,
-    pasid_bits: 20,
-    device_tlb: true,
-    page_requests: true,
-    coherent_walk: true,
-    ..Capabilities::NONE
-};
-
 /// A host that costs nothing.
 struct Free;
 
 impl HostIommu for Free {
     fn capabilities(&self) -> Capabilities {
-        HOST
+        NESTING
     }
 
     fn set_domain(&self, _: SourceId, _: Option<Pasid>, domain: &Domain) -> Result<(), HostError> {
@@ -48,6 +38,10 @@ impl HostIommu for Free {
     }
 
     fn sync(&self) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    fn drain_page_requests(&self, _: &dyn Translator) -> Result<(), HostError> {
         Ok(())
     }
 
@@ -66,7 +60,7 @@ impl Machine {
     /// Tables are laid out by `lay`, and everything is on.
     fn new(lay: impl FnOnce(&Tables<'_, Memory>)) -> Self {
         let memory = Memory::from_ranges(&[(GuestAddress(0), 64 << 20)]).unwrap();
-        let (profile, _) = Profile::full(46).behind(&HOST);
+        let (profile, _) = Profile::full(46).behind(&NESTING);
         let config = UnitConfig { capability: Capability::new(&profile).unwrap(), source: SourceId(0) };
         let unit = Unit::new(&config, memory.clone(), Arc::new(RecordingMsi::default()));
         unit.attach_host(SOURCE, Arc::new(Free), |_| ()).unwrap();

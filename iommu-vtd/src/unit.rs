@@ -18,7 +18,8 @@
 //! 7. the turn of `cache`, taken by invalidations while they drop entries: nothing is called with it,
 //!
 //! Hosts ([`iommu_core::HostIommu`]) are called with `turn` only. One may wait there for a page request that it is
-//! handing in on another thread; that one waits for nothing but 3 and what comes after.
+//! handing in on another thread; that one waits for nothing but 3 and what comes after. For a wait descriptor that drains
+//! it hands in page requests itself, on this thread.
 //!
 //! [`Translator::translate`] takes no lock at all, [`Translator::report`] leaves only, and
 //! [`Translator::page_request`] shares `arriving`, which is wanted alone only between descriptors. That is why an
@@ -217,7 +218,8 @@ impl<M: TableMemory> Unit<M> {
     /// On return, page requests that were judged by what was cached or in memory before have reached their queue, or
     /// never will.
     ///
-    /// The manual asks for this only of a wait descriptor with the drain flag. Here every invalidation of contexts and
+    /// The manual asks for this only of a wait descriptor with the drain flag, which has hosts hand in what they have
+    /// before. Here every invalidation of contexts and
     /// PASIDs does it: Linux (7.3 at least) looks into its queue *before* that wait, and when the wait is done
     /// it frees what belongs to requests of the PASID. One that came in between would be handled after it was freed.
     fn drain_page_requests(&self) {

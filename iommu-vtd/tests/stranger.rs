@@ -233,6 +233,10 @@ impl HostIommu for Host {
         Ok(())
     }
 
+    fn drain_page_requests(&self, _: &dyn Translator) -> Result<(), HostError> {
+        Ok(())
+    }
+
     fn respond(&self, _: &PageResponse) -> Result<(), HostError> {
         Ok(())
     }

@@ -12,7 +12,7 @@ const LOCKED_MEMORY: &str = "the limit of locked memory must exceed the guest's 
      legacy containers";
 
 /// (operation, reason, what helps).
-const ADVICE: [(&str, Errno, &str); 24] = [
+const ADVICE: [(&str, Errno, &str); 27] = [
     (
         OPEN_IOMMUFD,
         Errno::NOENT,
@@ -44,6 +44,17 @@ const ADVICE: [(&str, Errno, &str); 24] = [
     (MAP, Errno::ADDRINUSE, "guest memory must keep clear of 0xfee00000 and of what host firmware reserves"),
     (MAP, Errno::FAULT, "only ordinary memory can be mapped, not that of devices"),
     (MAKE_NEST_PARENT, Errno::OPNOTSUPP, "the host cannot nest page tables; examining the device says why"),
+    (MAKE_NEST_PARENT, Errno::NOMEM, LOCKED_MEMORY),
+    (
+        MAKE_NEST_PARENT,
+        Errno::ADDRINUSE,
+        "guest memory lies where the page tables of the host's IOMMU do not reach",
+    ),
+    (
+        ATTACH,
+        Errno::ADDRINUSE,
+        "guest memory must keep clear of 0xfee00000 and of what host firmware reserves for the device (RMRR)",
+    ),
     (ATTACH, Errno::BUSY, "the device is being reset; try again"),
     (ATTACH, Errno::NOSPC, "the host's IOMMU has no domain id left"),
     (ATTACH, Errno::NOMEM, LOCKED_MEMORY),
@@ -167,7 +178,7 @@ mod tests {
         let there = [OPEN_IOMMUFD, OPEN_CONTAINER, OPEN_GROUP, SET_UP_CONTAINER];
         let provoked = |row: &&(&str, Errno, &str)| !there.contains(&row.0) && row.1 != Errno::ACCESS;
         let rows: Vec<_> = ADVICE.iter().filter(provoked).collect();
-        assert_eq!(rows.len(), 16);
+        assert_eq!(rows.len(), 19);
         for (operation, errno, expected) in rows {
             let error = provoke(operation, *errno);
             assert_eq!(advice(&error), Some(*expected), "{error}");

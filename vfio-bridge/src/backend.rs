@@ -132,16 +132,14 @@ impl NestedIommu {
     /// # Errors
     /// The host does not even bind it.
     pub fn examine(&self, source: SourceId, file: Box<dyn DeviceFile>) -> Result<Offer, HostError> {
-        Ok(self.examine_bound(&Device::bind(self.objects.kernel(), source, file)?))
+        Ok(Offer::judge(&self.examine_bound(&Device::bind(self.objects.kernel(), source, file)?)))
     }
 
-    /// The same for a device that is bound to the iommufd, and stays so.
-    pub(crate) fn examine_bound(&self, device: &Device) -> Offer {
+    /// What is found out about a device that is bound to the iommufd, and stays so.
+    pub(crate) fn examine_bound(&self, device: &Device) -> Findings {
         let parent = NestParent::new(&self.ioas, device.id(), device.info().max_pasid_log2 != 0);
         let mut queue = None;
-        let findings =
-            self.findings(device, &mut queue, parent.as_ref().map(NestParent::pasid).map_err(|e| *e));
-        Offer::judge(&findings)
+        self.findings(device, &mut queue, parent.as_ref().map(NestParent::pasid).map_err(|e| *e))
     }
 
     /// Looks at a device; a fault queue is made if it can use one.
@@ -198,9 +196,14 @@ impl NestedIommu {
             Some(queue) => self.cookies.lock().give_up(&queue, source),
             None => return Ok(()),
         };
-        let mut result = given_up;
-        for _ in 0..RESET_READS {
-            let (count, delivered) = self.deliver(model, Some(source));
+        given_up.and(self.deliver_all(model, Some(source)))
+    }
+
+    /// Reads until there is nothing more, or that is hopeless.
+    fn deliver_all(&self, model: &dyn Translator, give_up: Option<SourceId>) -> Result<(), HostError> {
+        let mut result = Ok(());
+        for _ in 0..MOST_READS {
+            let (count, delivered) = self.deliver(model, give_up);
             result = result.and(delivered);
             if count == 0 {
                 break;
@@ -223,7 +226,7 @@ impl NestedIommu {
             count += 1;
             let Some(source) = self.source_of(record.dev_id) else {
                 // It went together with all that it asked; the kernel should not have kept this.
-                result = result.and(Cookies::refuse(&queue, &record));
+                result = result.and(self.cookies.lock().refuse(&queue, &record));
                 continue;
             };
             let request = page_request(&record, source);
@@ -289,6 +292,10 @@ impl HostIommu for NestedIommu {
         result
     }
 
+    fn drain_page_requests(&self, model: &dyn Translator) -> Result<(), HostError> {
+        self.deliver_all(model, None)
+    }
+
     fn respond(&self, response: &PageResponse) -> Result<(), HostError> {
         let Some(queue) = self.fault_queue() else { return Ok(()) };
         let name = GroupName { source: response.source, pasid: response.pasid, group: response.group };
@@ -305,9 +312,9 @@ impl Drop for NestedIommu {
     }
 }
 
-/// Reads after a reset. What was asked before it fits into a few; the rest is other devices' business, and they
-/// might never stop.
-const RESET_READS: usize = 16;
+/// Reads in a row, after a reset and where a guest drains. What was asked before fits into a few; devices might never
+/// stop asking.
+const MOST_READS: usize = 16;
 
 /// A parent that the device's IOMMU can use, by number; one more is made if there is none. Devices behind
 /// different units may need different ones; only attaching tells.

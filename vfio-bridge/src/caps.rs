@@ -101,7 +101,7 @@ const fn rule(feature: Feature, objects: fn(&Findings) -> bool, reason: &'static
 }
 
 /// All conditions; for each feature the most telling one first.
-const RULES: [Rule; 27] = [
+const RULES: [Rule; 28] = [
     rule(Feature::Nesting, |f| f.registers().is_none(), "the host's IOMMU is not an Intel VT-d"),
     rule(Feature::Nesting, |f| f.ecap_lacks(|e| e.smts()), "hardware: no scalable mode (ECAP.SMTS, bit 43)"),
     rule(
@@ -170,7 +170,12 @@ const RULES: [Rule; 27] = [
         |f| f.pri == Live::Off,
         "host: PRI is off (responses without PASID, or not stopped)",
     ),
-    rule(Feature::PageRequests, |f| f.fault_queue.is_err(), "kernel: no fault queue; needs Linux 6.11"),
+    rule(
+        Feature::PageRequests,
+        |f| f.fault_queue == Err(Errno::NOTTY),
+        "kernel: no fault queues; needs Linux 6.11",
+    ),
+    rule(Feature::PageRequests, |f| f.fault_queue.is_err(), "kernel: no fault queue could be made"),
     rule(
         Feature::FiveLevel,
         |f| f.cap_lacks(|c| c.fs5lp()),
@@ -348,6 +353,8 @@ pub(crate) fn live_services(read: impl Fn(u16) -> Option<u32>) -> (Live, Live) {
 
 #[cfg(test)]
 mod tests {
+    use iommu_core::testkit::NESTING;
+
     use super::*;
 
     /// Bits of CAP and ECAP, by the manual's numbers.
@@ -390,22 +397,7 @@ mod tests {
     fn a_host_with_everything_offers_everything_but_a_second_stage() {
         let offer = Offer::judge(&full());
         assert_eq!(offer.missing, []);
-        let expected = Capabilities {
-            first_stage_bits: 57,
-            second_stage_bits: 0,
-            nested: false,
-            first_stage_page_sizes: 0x4020_1000,
-            second_stage_page_sizes: 0,
-            pasid_bits: 20,
-            device_tlb: true,
-            page_requests: true,
-            supervisor: true,
-            extended_accessed: true,
-            no_write_flag: true,
-            dirty_tracking: true,
-            coherent_walk: true,
-        };
-        assert_eq!(offer.capabilities, expected);
+        assert_eq!(offer.capabilities, NESTING);
         assert!(offer.extended_accessed && offer.write_protect);
     }
 
@@ -444,7 +436,12 @@ mod tests {
             (
                 Findings { fault_queue: Err(Errno::NOTTY), ..full() },
                 Feature::PageRequests,
-                "kernel: no fault queue",
+                "kernel: no fault queues",
+            ),
+            (
+                Findings { fault_queue: Err(Errno::MFILE), ..full() },
+                Feature::PageRequests,
+                "kernel: no fault queue could",
             ),
             (without(Some(60), None), Feature::FiveLevel, "hardware: no 57-bit"),
             (without(Some(56), None), Feature::GibPages, "hardware: no 1 GiB"),

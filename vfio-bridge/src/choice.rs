@@ -239,8 +239,9 @@ impl fmt::Display for Choice {
 /// Their bus mastering has to be off. `beside` is the bridge of another unit of the same guest, whose iommufd and
 /// memory are used if that is possible.
 ///
-/// Without iommufd, or without a character device of a device, containers are tried. A device that is there and
-/// cannot be had is an error: it could not be had in another way either.
+/// Without iommufd, or without a character device of a device, containers are tried; files that this user may not
+/// open count as none. A device that is there and cannot be had is an error: it could not be had in another way
+/// either.
 ///
 /// # Errors
 /// There is no way, or not the one wanted. If several were tried, the error is that of the last, and the one before it
@@ -259,7 +260,7 @@ pub fn choose(
             Ok(opened) => match opened.cannot_nest() {
                 None => opened.nest()?,
                 Some(error) if wanted == Wanted::Nested => return Err(error),
-                Some(error) => opened.shadow(error.object)?,
+                Some(error) => opened.shadow(why_no_nesting(&error))?,
             },
             Err(error) if wanted == Wanted::Auto && is_absent(&error) => {
                 let reason = format!("{error} ({})", error.source);
@@ -273,9 +274,21 @@ pub fn choose(
     Ok(choice)
 }
 
-/// Whether an error says that the host lacks iommufd, or has none for the device.
+/// Whether an error says that the host lacks iommufd, or has none for the device or for this user. A file that could
+/// be opened but for want of something else (descriptors, memory) is not absent.
 fn is_absent(error: &HostError) -> bool {
-    error.operation == OPEN_IOMMUFD || error.operation == OPEN_DEVICE
+    const ABSENT: [Errno; 6] =
+        [Errno::NOENT, Errno::NOTDIR, Errno::NODEV, Errno::NXIO, Errno::ACCESS, Errno::PERM];
+    let file = error.operation == OPEN_IOMMUFD || error.operation == OPEN_DEVICE;
+    file && Errno::from_io_error(&error.source).is_some_and(|errno| ABSENT.contains(&errno))
+}
+
+/// What [`Opened::cannot_nest`] found, in one line; with the kernel's own word if it is not what the reason says anyway.
+fn why_no_nesting(error: &HostError) -> String {
+    match Errno::from_io_error(&error.source) {
+        Some(Errno::OPNOTSUPP) => error.object.clone(),
+        _ => format!("{} ({})", error.object, error.source),
+    }
 }
 
 /// Devices that are bound to an iommufd; only then is known what the host has. Dropped in this order.
@@ -303,13 +316,16 @@ impl Opened {
         Ok(Self { devices, ioas, has_memory })
     }
 
-    /// The first device that cannot be nested, and why.
+    /// The first device that cannot be nested, and why: what the kernel said, or `EOPNOTSUPP` where it was the
+    /// registers that did.
     fn cannot_nest(&self) -> Option<HostError> {
         let host = NestedIommu::beside(self.ioas.clone());
         self.devices.iter().find_map(|device| {
-            let offer = host.examine_bound(device);
+            let findings = host.examine_bound(device);
+            let offer = Offer::judge(&findings);
             let object = format!("{device}: {}", offer.why_not(Feature::Nesting)?);
-            Some(refused(MAKE_NEST_PARENT, object, Errno::OPNOTSUPP))
+            let errno = findings.nest_parent.err().unwrap_or(Errno::OPNOTSUPP);
+            Some(refused(MAKE_NEST_PARENT, object, errno))
         })
     }
 

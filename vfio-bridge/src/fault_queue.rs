@@ -114,8 +114,8 @@ impl GroupName {
 #[derive(Default)]
 pub(crate) struct Cookies {
     waiting: HashMap<GroupName, u32>,
-    /// Answered, but the kernel could not take it.
-    unsent: Vec<(GroupName, FaultResponse)>,
+    /// Answered, but the kernel could not take it. Without name: of a device that is not known.
+    unsent: Vec<(Option<GroupName>, FaultResponse)>,
 }
 
 impl Cookies {
@@ -140,17 +140,21 @@ impl Cookies {
         let code =
             if code == ResponseCode::Success { FaultResponse::SUCCESS } else { FaultResponse::INVALID };
         if let Some(cookie) = self.waiting.remove(&name) {
-            self.unsent.push((name, FaultResponse { cookie, code }));
+            self.unsent.push((Some(name), FaultResponse { cookie, code }));
         }
         self.send_kept(queue)
     }
 
     /// Answers a record of no device that is known.
-    pub(crate) fn refuse(queue: &FaultQueue, record: &FaultRecord) -> Result<(), HostError> {
+    ///
+    /// # Errors
+    /// As [`Self::answer`].
+    pub(crate) fn refuse(&mut self, queue: &FaultQueue, record: &FaultRecord) -> Result<(), HostError> {
         if record.flags & FaultRecord::LAST_PAGE == 0 {
             return Ok(());
         }
-        send(queue, &FaultResponse { cookie: record.cookie, code: FaultResponse::INVALID })
+        self.unsent.push((None, FaultResponse { cookie: record.cookie, code: FaultResponse::INVALID }));
+        self.send_kept(queue)
     }
 
     /// Gives up every group of a device that is waiting.
@@ -159,7 +163,8 @@ impl Cookies {
         self.waiting.retain(|name, cookie| {
             let keep = name.source != source;
             if !keep {
-                unsent.push((*name, FaultResponse { cookie: *cookie, code: FaultResponse::INVALID }));
+                let response = FaultResponse { cookie: *cookie, code: FaultResponse::INVALID };
+                unsent.push((Some(*name), response));
             }
             keep
         });
@@ -172,7 +177,7 @@ impl Cookies {
         let attachment = |name: &GroupName| name.pasid.filter(|pasid| *pasid != Pasid::ZERO);
         let other = |name: &GroupName| name.source != source || attachment(name) != pasid;
         self.waiting.retain(|name, _| other(name));
-        self.unsent.retain(|(name, _)| other(name));
+        self.unsent.retain(|(name, _)| name.as_ref().is_none_or(other));
     }
 
     /// Offers answers that could not be sent.
@@ -187,7 +192,7 @@ impl Cookies {
     fn send_or_keep(&mut self, queue: &FaultQueue, name: GroupName, response: FaultResponse) {
         if let Err(error) = send(queue, &response) {
             log::debug!("{error}");
-            self.unsent.push((name, response));
+            self.unsent.push((Some(name), response));
         }
     }
 }
@@ -199,5 +204,63 @@ fn send(queue: &FaultQueue, response: &FaultResponse) -> Result<(), HostError> {
         Err(Errno::INVAL) => Ok(()),
         Ok(_) => Err(refused("answer a page request", &queue.object, Errno::IO)),
         Err(errno) => Err(refused("answer a page request", &queue.object, errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testkit::{Call, Failure, FakeKernel};
+
+    /// A kernel that reports for a device that went is answered all the same, if not at once.
+    #[test]
+    fn what_no_known_device_asked_is_answered() {
+        let kernel = FakeKernel::new();
+        let queue = FaultQueue::new(&Objects::new(Arc::new(kernel.clone()))).unwrap();
+        let mut cookies = Cookies::default();
+        let record = FaultRecord { cookie: 3, ..FaultRecord::default() };
+        cookies.refuse(&queue, &record).unwrap();
+        assert_eq!(kernel.count(Call::FaultWrite), 0, "not the last of its group");
+        kernel.fail(Failure::next(Call::FaultWrite, Errno::NOMEM));
+        let last = FaultRecord { flags: FaultRecord::LAST_PAGE, ..record };
+        cookies.refuse(&queue, &last).unwrap_err();
+        // Not a known attachment's: it is nobody's to forget.
+        cookies.forget(SourceId(8), None);
+        cookies.send_kept(&queue).unwrap();
+        cookies.send_kept(&queue).unwrap();
+        assert_eq!(kernel.count(Call::FaultWrite), 2, "refused once, and taken once");
+    }
+
+    /// (name, the kernel's record, what the guest is told: PASID, group, read, write, execute, privileged, last).
+    #[test]
+    fn records_become_page_requests() {
+        const PASID: u32 = FaultRecord::PASID_VALID;
+        let of =
+            |flags, pasid, grpid, perm| FaultRecord { flags, pasid, grpid, perm, ..FaultRecord::default() };
+        let rows = [
+            ("read", of(PASID, 5, 1, FaultRecord::READ), (Some(5), 1, [true, false, false, false, false])),
+            ("write", of(PASID, 5, 1, FaultRecord::WRITE), (Some(5), 1, [false, true, false, false, false])),
+            ("execute", of(PASID, 5, 1, FaultRecord::EXEC), (Some(5), 1, [false, false, true, false, false])),
+            (
+                "privileged",
+                of(PASID, 5, 1, FaultRecord::PRIV),
+                (Some(5), 1, [false, false, false, true, false]),
+            ),
+            (
+                "last",
+                of(PASID | FaultRecord::LAST_PAGE, 5, 1, 0),
+                (Some(5), 1, [false, false, false, false, true]),
+            ),
+            ("a PASID that is not valid", of(0, 5, 1, 0), (None, 1, [false; 5])),
+            ("the widest", of(PASID, 0xf_ffff, 0x1ff, 0), (Some(0xf_ffff), 0x1ff, [false; 5])),
+            ("bits that no group index has", of(PASID, 1, 0xffff_fe01, 0), (Some(1), 1, [false; 5])),
+        ];
+        for (name, record, (pasid, group, wants)) in rows {
+            let request = page_request(&FaultRecord { addr: 0x7000, ..record }, SourceId(8));
+            let PageRequest { read, write, execute, privileged, last, .. } = request;
+            assert_eq!([read, write, execute, privileged, last], wants, "{name}");
+            assert_eq!((request.pasid.map(Pasid::get), request.group.get()), (pasid, group), "{name}");
+            assert_eq!((request.source, request.address), (SourceId(8), Iova(0x7000)), "{name}");
+        }
     }
 }

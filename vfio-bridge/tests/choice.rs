@@ -21,7 +21,7 @@ use vfio_bridge::{Bridge, choose};
 struct Host {
     kernel: FakeKernel,
     /// `/dev/iommu` opens.
-    iommufd: bool,
+    iommufd: Result<(), Errno>,
     /// So many devices have a character device.
     cdevs: usize,
     opened: Cell<usize>,
@@ -33,7 +33,7 @@ struct Host {
 impl Host {
     fn full() -> Self {
         let kernel = FakeKernel::new();
-        Self { kernel, iommufd: true, cdevs: 2, opened: Cell::new(0), poor: false, groups: true }
+        Self { kernel, iommufd: Ok(()), cdevs: 2, opened: Cell::new(0), poor: false, groups: true }
     }
 
     fn choose(&self, wanted: Wanted) -> Result<Choice, HostError> {
@@ -41,13 +41,14 @@ impl Host {
     }
 }
 
-fn missing(operation: &'static str) -> HostError {
-    HostError { operation, object: "nowhere".to_owned(), still_bound: false, source: Errno::NOENT.into() }
+fn failed(operation: &'static str, errno: Errno) -> HostError {
+    HostError { operation, object: "nowhere".to_owned(), still_bound: false, source: errno.into() }
 }
 
 impl Doors for Host {
     fn iommufd(&self) -> Result<Arc<dyn Kernel>, HostError> {
-        if self.iommufd { Ok(Arc::new(self.kernel.clone())) } else { Err(missing("open")) }
+        self.iommufd.map_err(|errno| failed("open", errno))?;
+        Ok(Arc::new(self.kernel.clone()))
     }
 
     fn device(&self, _: SourceId) -> Result<Box<dyn DeviceFile>, HostError> {
@@ -63,29 +64,31 @@ impl Doors for Host {
     }
 
     fn container(&self, _: SourceId) -> Result<Box<dyn ContainerFile>, HostError> {
-        if self.groups { Ok(Box::new(self.kernel.open_container())) } else { Err(missing("open a group")) }
+        if self.groups {
+            Ok(Box::new(self.kernel.open_container()))
+        } else {
+            Err(failed("open a group", Errno::NOENT))
+        }
     }
 }
 
-/// (what the host is like, what is wanted, which way or the errno, and what the reason holds).
-#[test]
-fn the_best_way_is_taken() {
+/// A host without something, what is wanted, which way or the errno, and what the reason holds.
+type Row = (Host, Wanted, Result<Way, Errno>, &'static str);
+
+/// Hosts with iommufd.
+fn with_iommufd() -> Vec<Row> {
+    let with = |change: fn(&FakeKernel)| {
+        let host = Host::full();
+        change(&host.kernel);
+        host
+    };
     let poor = || Host { poor: true, ..Host::full() };
-    let old = || {
-        let host = Host::full();
-        host.kernel.without_pasid();
-        host
-    };
-    let flat = || {
-        let host = Host::full();
-        host.kernel.without_nesting();
-        host
-    };
-    let no_cdev = || Host { cdevs: 1, ..Host::full() };
-    let ancient = || Host { iommufd: false, ..Host::full() };
-    let bare = || Host { groups: false, ..ancient() };
+    let old = || with(FakeKernel::without_pasid);
+    let flat = || with(FakeKernel::without_nesting);
+    let short = || with(|kernel| kernel.fail(Failure::next(Call::HwptAlloc, Errno::NOMEM)));
+    let no_table = "device 00:01.0: kernel: no page table for nesting could be made";
     use Wanted::{Auto, Container, Nested, Shadow};
-    let rows = [
+    vec![
         (Host::full(), Auto, Ok(Way::Nested), "all it takes"),
         (Host::full(), Nested, Ok(Way::Nested), ""),
         (Host::full(), Shadow, Ok(Way::Shadow), "asked"),
@@ -94,13 +97,34 @@ fn the_best_way_is_taken() {
         (old(), Auto, Ok(Way::NestedWithoutPasid), "needs Linux 6.15"),
         (flat(), Auto, Ok(Way::Shadow), "device 00:01.0: kernel: scalable mode is off"),
         (flat(), Nested, Err(Errno::OPNOTSUPP), "scalable mode is off"),
+        (short(), Auto, Ok(Way::Shadow), "no page table for nesting could be made (Cannot allocate memory"),
+        (short(), Nested, Err(Errno::NOMEM), no_table),
+    ]
+}
+
+/// Hosts without iommufd, or without its part of VFIO.
+fn without_iommufd() -> Vec<Row> {
+    let no_cdev = || Host { cdevs: 1, ..Host::full() };
+    let opens = |errno| Host { iommufd: Err(errno), ..Host::full() };
+    let ancient = || opens(Errno::NOENT);
+    let bare = || Host { groups: false, ..ancient() };
+    use Wanted::{Auto, Nested, Shadow};
+    vec![
         (no_cdev(), Auto, Ok(Way::Container), "open a device on /nowhere failed (No such file"),
         (no_cdev(), Shadow, Err(Errno::NOENT), "open a device"),
         (ancient(), Auto, Ok(Way::Container), "open on nowhere failed"),
         (ancient(), Nested, Err(Errno::NOENT), ""),
+        (opens(Errno::NODEV), Auto, Ok(Way::Container), "open on nowhere failed (No such device"),
+        (opens(Errno::ACCESS), Auto, Ok(Way::Container), "open on nowhere failed (Permission denied"),
+        (opens(Errno::MFILE), Auto, Err(Errno::MFILE), "open on nowhere failed"),
         (bare(), Auto, Err(Errno::NOENT), "open a group"),
-    ];
-    for (number, (host, wanted, expected, reason)) in rows.into_iter().enumerate() {
+    ]
+}
+
+#[test]
+fn the_best_way_is_taken() {
+    let rows = with_iommufd().into_iter().chain(without_iommufd());
+    for (number, (host, wanted, expected, reason)) in rows.enumerate() {
         let chosen = host.choose(wanted);
         let name = format!("row {number}, {wanted:?}");
         match &chosen {

@@ -465,59 +465,6 @@ fn what_cannot_be_assigned_is_refused() {
     assert!(Rig::with(many).build(&offer()).is_ok(), "one of several functions");
 }
 
-/// A guest's start, use and end of a device. Whatever fails, nothing is shown or led at the end.
-fn life(rig: &Rig) -> Option<()> {
-    let function = rig.build(&offer()).ok()?;
-    write32(&function, BAR0, 0xc000_0000);
-    write32(&function, BAR2, 0xc001_0000);
-    write16(&function, COMMAND, MEMORY | MASTER);
-    write16(&function, place::MSIX + 2, ENABLE);
-    program(&function, 0, false);
-    program(&function, 1, false);
-    let _ = read32(&function, place::VENDOR);
-    write32(&function, place::VENDOR + 4, 1);
-    function.bar_write(2, 0x3000, &[1; 8]);
-    let _ = rig.device.signal(irq::MSIX, 1);
-    let _ = function.serve();
-    write16(&function, place::MSIX + 2, 0);
-    write32(&function, place::MSI + 4, 0xfee0_1000);
-    write16(&function, place::MSI + 2, 1);
-    write16(&function, place::EXPRESS + 8, RESET);
-    write16(&function, COMMAND, MEMORY | MASTER);
-    function.routes();
-    Some(())
-}
-
-trait Routes {
-    fn routes(&self);
-}
-
-impl Routes for vfio_bridge::function::AssignedFunction {
-    fn routes(&self) {
-        iommu_core::RouteListener::routes_changed(self);
-    }
-}
-
-/// Each call failing in turn, once and for good.
-#[test]
-fn every_failure_leaves_the_device_off() {
-    let whole = Rig::with(Model::endpoint());
-    life(&whole).unwrap();
-    let calls: usize = whole.kernel.audit().calls.values().sum();
-    assert!(calls > 30, "{calls}");
-    for after in 0..calls {
-        for times in [1, usize::MAX] {
-            let rig = Rig::with(Model::endpoint());
-            rig.kernel.fail(Failure { times, ..Failure::nth(after) });
-            let _ = life(&rig);
-            assert!(rig.kernel.audit().failed > 0, "call {after}");
-            assert_eq!((rig.slots.shown(), rig.ways.open()), (vec![], 0), "call {after}, {times}");
-            // The last writes switch it off; if one of them is what failed, the other did.
-            assert!(times > 1 || rig.device.command() & MASTER == 0, "call {after}");
-        }
-    }
-}
-
 /// While the host does not switch memory on, nothing of it is shown.
 #[test]
 fn memory_that_is_not_on_is_not_shown() {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use common::{check_nothing_left, first, guest, memory, response, source};
 use iommu_core::{HostIommu, Invalidation, IovaRange, Pasid, ResponseCode, Scope};
+use rustix::io::Errno;
 use vfio_bridge::NestedIommu;
 use vfio_bridge::meter::Metered;
-use vfio_bridge::testkit::{Call, FakeKernel};
+use vfio_bridge::testkit::{Call, Failure, FakeKernel};
 
 #[test]
 fn the_meter_says_what_the_kernel_was_asked() {
@@ -43,6 +44,13 @@ fn the_meter_says_what_the_kernel_was_asked() {
     assert_eq!((reading.invalidate_times.count, reading.page_request_times.count), (1, 1));
     assert!(reading.fault_reads >= 1 && reading.maps == asked(Call::IoasMap) && reading.maps > 0);
     assert!(reading.page_request_times.p99_ns >= reading.page_request_times.p50_ns);
+    // An answer that was not taken at once is timed when it is.
+    kernel.fail(Failure::next(Call::FaultWrite, Errno::NOMEM));
+    let late = response((0, Some(5)), 1, ResponseCode::Success);
+    host.respond(&late).unwrap_err();
+    assert_eq!((metered.read().page_group_responses, metered.read().page_request_times.count), (1, 1));
+    host.respond(&late).unwrap();
+    assert_eq!((metered.read().page_group_responses, metered.read().page_request_times.count), (2, 2));
     drop(host);
     assert!(metered.read().detachments > reading.detachments);
     check_nothing_left(&kernel);

@@ -14,6 +14,23 @@ use crate::sync::Mutex;
 use crate::traits::{Endpoint, HostError, HostIommu, Msi, MsiSink, Translator};
 use crate::types::{DomainId, Gpa, Pasid, SourceId};
 
+/// A host that nests, and has all that any has. It keeps its second stages to itself.
+pub const NESTING: Capabilities = Capabilities {
+    first_stage_bits: 57,
+    second_stage_bits: 0,
+    nested: false,
+    first_stage_page_sizes: 1 << 12 | 1 << 21 | 1 << 30,
+    second_stage_page_sizes: 0,
+    pasid_bits: 20,
+    device_tlb: true,
+    page_requests: true,
+    supervisor: true,
+    extended_accessed: true,
+    no_write_flag: true,
+    dirty_tracking: true,
+    coherent_walk: true,
+};
+
 /// One 4 KiB page of a [`ListTranslator`].
 #[derive(Clone, Copy, Debug)]
 pub struct Page {
@@ -153,6 +170,8 @@ pub enum HostCall {
     Invalidate(Invalidation),
     /// [`HostIommu::sync`].
     Sync,
+    /// [`HostIommu::drain_page_requests`].
+    Drain,
     /// [`HostIommu::respond`].
     Respond(PageResponse),
 }
@@ -253,6 +272,10 @@ impl HostIommu for RecordingHost {
             self.bound.lock().clear();
         }
         done.map_err(|(_, error)| error)
+    }
+
+    fn drain_page_requests(&self, _: &dyn Translator) -> Result<(), HostError> {
+        self.call(HostCall::Drain).map_err(|(_, error)| error)
     }
 
     fn respond(&self, response: &PageResponse) -> Result<(), HostError> {

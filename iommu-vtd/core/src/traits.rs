@@ -87,6 +87,14 @@ pub trait HostIommu: Send + Sync {
     /// Some could not be dropped. What they belong to is blocked, as by [`Self::set_domain`].
     fn sync(&self) -> Result<(), HostError>;
 
+    /// Hands to `model` what the host has of page requests at this moment, as the event loop does when there are some:
+    /// a guest waits for all of them. A device that never stops asking is not waited for. Called as the other methods
+    /// are; calls [`Translator::page_request`].
+    ///
+    /// # Errors
+    /// Some may be left, or some answer is kept.
+    fn drain_page_requests(&self, model: &dyn Translator) -> Result<(), HostError>;
+
     /// Answers a page request group that the host reported. Unknown groups are ignored: guests send surplus
     /// answers.
     ///

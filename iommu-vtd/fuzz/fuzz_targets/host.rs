@@ -2,7 +2,7 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use iommu_vtd_fuzz::{CHUNKS, Hosted, PASIDS};
+use iommu_vtd_fuzz::{CHUNKS, DRAIN, Hosted, PASIDS};
 use libfuzzer_sys::fuzz_target;
 use rustix::io::Errno;
 use vfio_bridge::testkit::{Call, Damage, Failure};
@@ -56,6 +56,7 @@ enum Descriptor {
     Pages(u16, u8, u16, u8),
     Domain(u16),
     Everything,
+    Drain,
     Response(u64, u64),
     Any(u64, u64),
 }
@@ -76,6 +77,7 @@ impl Descriptor {
             }
             Self::Domain(of) => [0x22 | domain(of), 0],
             Self::Everything => [0x12, 0],
+            Self::Drain => DRAIN,
             Self::Response(low, high) => [low & !0xfff | 9 | low & 0x10, *high],
             Self::Any(low, high) => [*low, *high],
         }

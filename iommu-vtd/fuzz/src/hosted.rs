@@ -21,6 +21,8 @@ const QIE: u32 = 1 << 26;
 const TE: u32 = 1 << 31;
 /// A wait descriptor that writes its status.
 const WAIT: [u64; 2] = [2 << 32 | 0x25, STATUS];
+/// One that drains page requests, too.
+pub const DRAIN: [u64; 2] = [2 << 32 | 0xa5, STATUS];
 
 /// PASIDs that have entries; 0 is requests without.
 pub const PASIDS: u32 = 4;
@@ -141,7 +143,7 @@ impl Hosted {
         }
     }
 
-    /// Answers the first page request of the queue, if it wants one; `code` as the descriptor has it.
+    /// Answers the first page request of the queue, if it wants one; `code` is the descriptor's response code.
     pub fn answer(&mut self, code: u64) {
         let (head, tail) = (self.read64(0xc0) & 0xfe0, self.read64(0xc8) & 0xfe0);
         if head != tail {
@@ -149,7 +151,7 @@ impl Hosted {
             let (low, high) = (word(0), word(8));
             if high & 4 != 0 {
                 let names = low & 0x000f_ffff_ffff_0000 | (low >> 8 & 1) << 4;
-                self.submit([names | 9, high & 0xff8 | code & 0xf]);
+                self.submit([names | (code & 0xf) << 12 | 9, high & 0xff8]);
             }
             self.write64(0xc0, (head + 32) % 4096);
         }

@@ -10,6 +10,6 @@ mod input;
 mod watched;
 
 pub use bench::{Bench, LAYOUT, Layout, profile};
-pub use hosted::{CHUNK, CHUNKS, Hosted, PASIDS, source};
+pub use hosted::{CHUNK, CHUNKS, DRAIN, Hosted, PASIDS, source};
 pub use input::{Offset, PageRequestInput, RequestInput};
 pub use watched::Watched;

@@ -159,7 +159,8 @@ impl Function {
         }
     }
 
-    fn fail(&mut self, error: &HostError) {
+    /// The host refused something.
+    pub(super) fn fail(&mut self, error: &HostError) {
         self.complain(|| format!("{error}: {}", error.source));
         if error.still_bound {
             (self.stop)(error);

@@ -42,7 +42,7 @@ mod scan;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use iommu_core::{Domain, HostError, HostIommu, Invalidation, PageResponse, Pasid, SourceId};
+use iommu_core::{Domain, HostError, HostIommu, Invalidation, PageResponse, Pasid, SourceId, Translator};
 
 use self::function::{Function, wanted};
 use crate::invalidation::{ContextScope, PasidScope};
@@ -173,6 +173,16 @@ impl Hosts {
         let Some(function) = self.functions.get_mut(&response.source) else { return false };
         function.respond(response);
         true
+    }
+
+    /// Page requests that hosts have at this moment are with the guest on return, by way of `model`.
+    pub(crate) fn drain_page_requests(&mut self, model: &dyn Translator) {
+        for host in &self.hosts {
+            if let Err(error) = host.iommu.drain_page_requests(model) {
+                let concerned = self.functions.values_mut().find(|f| f.is_behind(&host.iommu));
+                concerned.into_iter().for_each(|function| function.fail(&error));
+            }
+        }
     }
 
     /// Makes the host's bindings what the tables say, as far as anything was noted, and carries out invalidations.

@@ -79,25 +79,10 @@ impl Profile {
 
 #[cfg(test)]
 mod tests {
+    use iommu_core::testkit::NESTING as HOST;
+
     use super::*;
     use crate::Capability;
-
-    /// A host that has all that any has.
-    const HOST: Capabilities = Capabilities {
-        first_stage_bits: 57,
-        second_stage_bits: 0,
-        nested: false,
-        first_stage_page_sizes: 0x4020_1000,
-        second_stage_page_sizes: 0,
-        pasid_bits: 20,
-        device_tlb: true,
-        page_requests: true,
-        supervisor: true,
-        extended_accessed: true,
-        no_write_flag: true,
-        dirty_tracking: true,
-        coherent_walk: true,
-    };
 
     /// A host that copies second stages.
     const SHADOW: Capabilities =

@@ -100,15 +100,16 @@ impl<M: TableMemory> Unit<M> {
             }
             Descriptor::Wait(wait) => {
                 self.settle(hosts);
-                self.complete(wait);
+                self.complete(hosts, wait);
             }
         }
         Ok(())
     }
 
     /// All before is done, device-TLBs and hosts included.
-    fn complete(&self, wait: &WaitAction) {
+    fn complete(&self, hosts: &mut Hosts, wait: &WaitAction) {
         if wait.drain {
+            hosts.drain_page_requests(self);
             self.drain_page_requests();
         }
         if let Some((gpa, data)) = wait.status

@@ -248,7 +248,7 @@ fn refuse(world: &World, outcomes: Vec<HostOutcome>) -> Arc<Mutex<BTreeSet<(Sour
         let outcome = outcomes[next.fetch_add(1, Ordering::Relaxed) % outcomes.len()];
         let mut noted = noted.lock();
         match (call, outcome) {
-            (HostCall::Invalidate(_) | HostCall::Respond(_), _) => HostOutcome::Done,
+            (HostCall::Invalidate(_) | HostCall::Drain | HostCall::Respond(_), _) => HostOutcome::Done,
             (HostCall::Set(source, pasid, _), outcome) => {
                 let pair = (*source, pasid.map_or(0, Pasid::get));
                 noted.remove(&pair);

@@ -83,10 +83,12 @@ fn a_wait_completes_after_the_host() {
         driver.put(2 << 32 | flags << 4 | 5, STATUS);
         driver.kick();
         let calls = world.host.take_calls();
+        let (done, drained) = calls.split_at(3);
         assert!(
-            matches!(calls[..], [HostCall::Invalidate(_), HostCall::Set(..), HostCall::Sync]),
+            matches!(done, [HostCall::Invalidate(_), HostCall::Set(..), HostCall::Sync]),
             "{name}: {calls:?}"
         );
+        assert_eq!(drained, if flags & 8 != 0 { &[HostCall::Drain][..] } else { &[] }, "{name}");
         assert_eq!(world.machine.status(), if flags & 2 != 0 { 2 } else { 1 }, "{name}");
         assert_eq!(world.machine.read32(ICS), u32::from(flags & 1 != 0), "{name}");
     }
@@ -114,6 +116,20 @@ fn one_reading_and_one_flush_for_each_wait() {
     // Two waits, and nothing to flush before the second.
     driver.submit(&[desc::pasid_iotlb_all(did, 1), (2 << 32 | 0x25, STATUS), desc::device_tlb_all(1)]);
     assert_eq!(world.host.take_calls().len(), 2, "device-TLBs are the host's affair");
+}
+
+/// A wait that drains has hosts hand in what they have, each once, and completes whatever they say.
+#[test]
+fn a_wait_that_drains_does_so_at_hosts() {
+    let world = World::new();
+    let (driver, _tables) = world.boot();
+    for (name, outcome) in [("done", HostOutcome::Done), ("refused", HostOutcome::Refused)] {
+        world.host.on_call(move |_| outcome);
+        driver.submit(&[(2 << 32 | 0xa5, STATUS)]);
+        assert_eq!(world.host.take_calls(), [HostCall::Drain], "{name}: two functions have one host");
+    }
+    driver.submit(&[]);
+    assert_eq!(world.host.take_calls(), [], "others do not");
 }
 
 /// Without a wait nobody knows when, but it is done when the write is back; and also in front of what stops the

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use iommu_core::testkit::{HostCall, RecordingHost};
-use iommu_core::{Capabilities, Domain, DomainId, FirstStage, Gpa, Pasid, SourceId, TableFormat};
+use iommu_core::testkit::{HostCall, NESTING, RecordingHost};
+use iommu_core::{Domain, DomainId, FirstStage, Gpa, Pasid, SourceId, TableFormat};
 use iommu_vtd::Profile;
 use iommu_vtd::testkit::Tables;
 
@@ -13,20 +13,6 @@ use crate::driver::{Driver, ENDPOINT, Machine, Memory};
 pub(crate) const OTHER: SourceId = SourceId::from_bdf(0, 4, 0);
 /// Domain-id of first-stage entries.
 pub(crate) const DID: u16 = 7;
-
-/// A host that nests first stages.
-pub(crate) const NESTING: Capabilities = Capabilities {
-    first_stage_bits: 57,
-    first_stage_page_sizes: 0x4020_1000,
-    pasid_bits: 20,
-    device_tlb: true,
-    page_requests: true,
-    supervisor: true,
-    extended_accessed: true,
-    no_write_flag: true,
-    coherent_walk: true,
-    ..Capabilities::NONE
-};
 
 pub(crate) fn assigned() -> Profile {
     let full = Profile { interrupt_remapping: false, ..Profile::full(46) }.settled();

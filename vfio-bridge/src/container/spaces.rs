@@ -96,8 +96,19 @@ impl AddressSpaces for Containers {
         if memory.guest().overlaps(&INTERRUPT_WINDOW) {
             return Err(refused(MAP, format!("containers at {memory:?}"), Errno::ADDRINUSE));
         }
-        let mut passing = self.0.iter().filter(|(_, container)| container.passes_through);
-        passing.try_for_each(|(source, container)| container.map_memory(*source, memory))
+        let passing = || self.0.iter().filter(|(_, container)| container.passes_through);
+        for (number, (source, container)) in passing().enumerate() {
+            if let Err(error) = container.map_memory(*source, memory) {
+                // All of them or none. What cannot be taken back goes when the container is emptied.
+                for (source, container) in passing().take(number) {
+                    let unmapped = container.file.unmap(memory.guest());
+                    let _ = unmapped
+                        .inspect_err(|errno| log::warn!("{} keeps {memory:?}: {errno}", name(*source)));
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn make(&mut self, source: SourceId) -> Result<SourceId, HostError> {

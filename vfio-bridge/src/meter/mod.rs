@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use iommu_core::sync::Mutex;
 use iommu_core::{Durations, IovaRange, Percentiles, Permissions};
+use rustix::io::Errno;
 use serde::Serialize;
 use zerocopy::FromBytes as _;
 
@@ -242,15 +243,33 @@ impl FaultFile for MeteredFaults {
         // Before: once it is answered, the cookie may be given again.
         let cookies = responses.chunks_exact(FaultResponse::BYTES);
         let cookies = cookies.filter_map(|bytes| FaultResponse::read_from_bytes(bytes).ok());
-        let starts: Vec<_> =
-            cookies.map(|response| meter.read_at.lock().remove(&(self.queue, response.cookie))).collect();
-        let len = self.file.write(responses)?;
-        let taken = len / FaultResponse::BYTES;
+        let name = |response: FaultResponse| (self.queue, response.cookie);
+        let starts: Vec<_> = {
+            let mut read_at = meter.read_at.lock();
+            cookies.map(name).map(|name| (name, read_at.remove(&name))).collect()
+        };
+        let written = self.file.write(responses);
+        let taken = written.unwrap_or(0) / FaultResponse::BYTES;
         add(&meter.page_group_responses, taken);
-        for start in starts.into_iter().take(taken).flatten() {
+        let (answered, left) = starts.split_at(taken.min(starts.len()));
+        for start in answered.iter().filter_map(|(_, start)| *start) {
             meter.page_request_times.note(start.elapsed());
         }
-        Ok(len)
+        if written != Err(Errno::INVAL) {
+            // These wait on, and are offered again.
+            let mut read_at = meter.read_at.lock();
+            for (name, start) in left {
+                start.map(|start| read_at.entry(*name).or_insert(start));
+            }
+        }
+        written
+    }
+}
+
+impl Drop for MeteredFaults {
+    /// The queue goes, and with it what is unanswered.
+    fn drop(&mut self) {
+        self.meter.read_at.lock().retain(|(queue, _), _| *queue != self.queue);
     }
 }
 

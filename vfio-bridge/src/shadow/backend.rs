@@ -9,7 +9,7 @@ use std::sync::Arc;
 use iommu_core::sync::{Mutex, MutexGuard};
 use iommu_core::{
     Capabilities, Domain, DomainId, GuestMappings, HostError, HostIommu, Invalidation, PageResponse, Pasid,
-    SourceId,
+    SourceId, Translator,
 };
 use rustix::io::Errno;
 use vm_memory::GuestMemoryMmap;
@@ -280,8 +280,13 @@ impl<S: AddressSpaces> HostIommu for Shadow<S> {
         result
     }
 
+    fn drain_page_requests(&self, _: &dyn Translator) -> Result<(), HostError> {
+        // There are none: what a second stage maps is there.
+        Ok(())
+    }
+
     fn respond(&self, _: &PageResponse) -> Result<(), HostError> {
-        // Nothing is ever asked for: what a second stage maps is there.
+        // Nothing is ever asked for.
         Ok(())
     }
 }

@@ -66,8 +66,10 @@ fn errno_of(error: &IommufdError) -> Errno {
     Errno::from_raw_os_error(of_ioctl.or_else(of_open).unwrap_or_else(|| Errno::IO.raw_os_error()))
 }
 
-/// Ranges of usable addresses that are asked for: there are as many as reserved windows, and one more.
+/// Ranges of usable addresses that are asked for at first: there are as many as reserved windows, and one more.
 const RANGES: usize = 64;
+/// And at most; no host has so many windows.
+const RANGES_LIMIT: usize = 1 << 12;
 
 fn map_flags(permissions: Permissions) -> u32 {
     let flags = [
@@ -133,18 +135,35 @@ impl Kernel for Iommufd {
     }
 
     fn ioas_iova_ranges(&self, ioas: ObjectId) -> Result<Vec<IovaRange>> {
-        let mut ranges = [c::iommu_iova_range { start: 0, last: 0 }; RANGES];
-        let mut argument = c::iommu_ioas_iova_ranges {
-            size: size::<c::iommu_ioas_iova_ranges>(),
-            ioas_id: ioas.0,
-            num_iovas: size::<[u8; RANGES]>(),
-            allowed_iovas: ranges.as_mut_ptr().expose_provenance() as u64,
-            ..Default::default()
-        };
-        // SAFETY: the argument is of the type that this ioctl reads and writes, and leads to as many ranges as it says.
-        done(unsafe { ioctl_with_mut_ref(&*self.0, IOMMU_IOAS_IOVA_RANGES(), &mut argument) })?;
-        let number = usize::try_from(argument.num_iovas).unwrap_or(0).min(RANGES);
-        Ok(ranges[..number].iter().filter_map(|range| IovaRange::new(range.start, range.last)).collect())
+        let mut ranges = vec![c::iommu_iova_range { start: 0, last: 0 }; RANGES];
+        loop {
+            let mut argument = c::iommu_ioas_iova_ranges {
+                size: size::<c::iommu_ioas_iova_ranges>(),
+                ioas_id: ioas.0,
+                num_iovas: u32::try_from(ranges.len()).map_err(|_| Errno::MSGSIZE)?,
+                allowed_iovas: ranges.as_mut_ptr().expose_provenance() as u64,
+                ..Default::default()
+            };
+            // SAFETY: the argument is of the type that this ioctl reads and writes, and leads to as many ranges as it
+            // says.
+            let asked =
+                done(unsafe { ioctl_with_mut_ref(&*self.0, IOMMU_IOAS_IOVA_RANGES(), &mut argument) });
+            let number = usize::try_from(argument.num_iovas).unwrap_or(0);
+            match asked {
+                // It says how many there are. Each time there must be more, so this ends.
+                Err(Errno::MSGSIZE) if number > ranges.len() && number <= RANGES_LIMIT => {
+                    ranges.resize(number, c::iommu_iova_range { start: 0, last: 0 });
+                }
+                Err(errno) => return Err(errno),
+                Ok(()) => {
+                    ranges.truncate(number);
+                    return Ok(ranges
+                        .iter()
+                        .filter_map(|range| IovaRange::new(range.start, range.last))
+                        .collect());
+                }
+            }
+        }
     }
 
     fn hw_info(&self, device: ObjectId) -> Result<HwInfo> {

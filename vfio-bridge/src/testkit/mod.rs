@@ -7,6 +7,7 @@
 //!
 //! Any call can be made to fail ([`FakeKernel::fail`]), and everything can be looked at ([`Audit`]).
 
+mod calls;
 mod container;
 mod device;
 mod faults;
@@ -29,73 +30,11 @@ use crate::sys::uapi::{FaultRecord, VtdS1};
 
 use space::Space;
 
+pub use calls::Call;
 pub use container::{CONTAINER_LIMIT, FakeContainer};
 pub use device::{FakeDevice, config_space};
 pub use function::{Did, FakeFunction, Model, place};
 pub use yes::{YesDevice, YesKernel};
-
-/// The calls that can fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Call {
-    /// `IOMMU_DESTROY`.
-    Destroy,
-    /// `IOMMU_IOAS_ALLOC`.
-    IoasAlloc,
-    /// `IOMMU_IOAS_MAP`.
-    IoasMap,
-    /// `IOMMU_IOAS_UNMAP`.
-    IoasUnmap,
-    /// `IOMMU_IOAS_COPY`.
-    IoasCopy,
-    /// `IOMMU_IOAS_IOVA_RANGES`.
-    IovaRanges,
-    /// `IOMMU_GET_HW_INFO`.
-    HwInfo,
-    /// `IOMMU_HWPT_ALLOC`.
-    HwptAlloc,
-    /// `IOMMU_HWPT_INVALIDATE`.
-    Invalidate,
-    /// `IOMMU_FAULT_QUEUE_ALLOC`.
-    FaultQueueAlloc,
-    /// `read` of a fault queue.
-    FaultRead,
-    /// `write` to a fault queue.
-    FaultWrite,
-    /// `VFIO_DEVICE_BIND_IOMMUFD`.
-    Bind,
-    /// `VFIO_DEVICE_ATTACH_IOMMUFD_PT`.
-    Attach,
-    /// `VFIO_DEVICE_DETACH_IOMMUFD_PT`.
-    Detach,
-    /// `pread` of configuration space.
-    ConfigRead,
-    /// `VFIO_DEVICE_GET_INFO`.
-    DeviceInfo,
-    /// `VFIO_DEVICE_GET_REGION_INFO`.
-    RegionInfo,
-    /// `pread` of a region, by the function.
-    RegionRead,
-    /// `pwrite` of a region.
-    RegionWrite,
-    /// `mmap` of a region.
-    RegionMap,
-    /// `VFIO_DEVICE_GET_IRQ_INFO`.
-    IrqInfo,
-    /// `VFIO_DEVICE_SET_IRQS` with events.
-    SetIrqs,
-    /// `VFIO_DEVICE_SET_IRQS` that unmasks.
-    UnmaskIrqs,
-    /// `VFIO_DEVICE_SET_IRQS` with none.
-    DisableIrqs,
-    /// `VFIO_DEVICE_RESET`.
-    Reset,
-    /// `VFIO_IOMMU_MAP_DMA`.
-    ContainerMap,
-    /// `VFIO_IOMMU_UNMAP_DMA`.
-    ContainerUnmap,
-    /// `VFIO_IOMMU_GET_INFO`.
-    ContainerInfo,
-}
 
 /// Which calls are to fail.
 #[derive(Clone, Copy, Debug)]

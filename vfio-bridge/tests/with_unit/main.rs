@@ -7,6 +7,7 @@ mod bindings;
 #[path = "../common/mod.rs"]
 mod common;
 mod hostile;
+#[path = "../common/machine.rs"]
 mod machine;
 mod page_requests;
 mod shadow;

@@ -2,9 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vfio_bridge::testkit::{Answer, Call};
+use rustix::io::Errno;
+use vfio_bridge::testkit::{Answer, Call, Failure};
 
-use crate::machine::{Guest, Machine, iotlb_page};
+use crate::machine::{DRAIN, Guest, Machine, iotlb_page};
 
 #[test]
 fn a_hosts_fault_goes_through_the_guests_queues() {
@@ -54,6 +55,21 @@ fn a_group_costs_two_system_calls() {
     machine.finish();
 }
 
+/// A guest may send codes that the host knows nothing of: Linux has one of its own for failure. (code, the host's).
+#[test]
+fn every_code_but_success_is_invalid() {
+    let machine = Machine::new();
+    let guest = Guest::boot(&machine);
+    guest.bind(0, 1);
+    for (code, written) in [(0, 0), (1, 1), (2, 1), (7, 1), (0xf, 1)] {
+        let group = machine.kernel.request_pages(0, Some(1), 3, &[0x1000]);
+        machine.deliver();
+        assert_eq!(guest.serve_with(code), [0x1000]);
+        assert_eq!(machine.kernel.audit().groups[group], [Answer::Written(written)], "code {code:#x}");
+    }
+    machine.finish();
+}
+
 /// More than the guest's queue holds: the unit makes the device ask again.
 #[test]
 fn a_flood_overflows_the_guests_queue_and_loses_nothing() {
@@ -68,6 +84,51 @@ fn a_flood_overflows_the_guests_queue_and_loses_nothing() {
     assert_eq!(guest.serve().len(), 6, "2047 entries hold six whole groups");
     let audit = machine.kernel.audit();
     assert!(audit.groups.iter().all(|answers| answers[..] == [Answer::Written(0)]));
+    machine.finish();
+}
+
+/// Waits that drain: what the host has is with the guest before they complete, and of other waits nobody expects it.
+#[test]
+fn what_a_host_has_is_drained() {
+    let machine = Machine::new();
+    let guest = Guest::boot(&machine);
+    guest.bind(0, 1);
+    for (name, descriptors, arrived, reads) in
+        [("a wait", vec![], 0, 0), ("one that drains", vec![DRAIN], 2, 2), ("another one", vec![DRAIN], 2, 1)]
+    {
+        if arrived == 0 {
+            machine.kernel.request_pages(0, Some(1), 3, &[0x1000]);
+            machine.kernel.request_pages(0, Some(1), 4, &[0x1000]);
+        }
+        let before = machine.count(Call::FaultRead);
+        guest.submit(&descriptors);
+        assert_eq!(
+            (guest.asked().len(), machine.count(Call::FaultRead) - before),
+            (arrived, reads),
+            "{name}"
+        );
+    }
+    guest.serve();
+    assert!(machine.kernel.audit().groups.iter().all(|answers| answers[..] == [Answer::Written(0)]));
+    // A host that cannot be read holds nobody up, and what it has comes later.
+    machine.kernel.request_pages(0, Some(1), 5, &[0x1000]);
+    machine.kernel.fail(Failure::always(Call::FaultRead, Errno::IO));
+    guest.submit(&[DRAIN]);
+    machine.kernel.heal();
+    assert!(guest.asked().is_empty());
+    guest.submit(&[DRAIN]);
+    assert_eq!(guest.asked(), [1]);
+    guest.serve();
+    // Nor does one that is never empty.
+    let groups = 20 * 2048;
+    for group in 0..groups {
+        machine.kernel.request_pages(0, Some(1), group, &[0x1000]);
+    }
+    let before = machine.count(Call::FaultRead);
+    guest.submit(&[DRAIN]);
+    assert_eq!(machine.count(Call::FaultRead) - before, 16);
+    machine.deliver();
+    guest.serve();
     machine.finish();
 }
 
@@ -101,7 +162,9 @@ fn model_and_host_never_wait_for_each_other() {
         });
         scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
-                machine.host.deliver_page_requests(&*machine.unit).unwrap();
+                if machine.host.deliver_page_requests(&*machine.unit).unwrap() == 0 {
+                    std::thread::yield_now();
+                }
             }
         });
         let mut round = 0;

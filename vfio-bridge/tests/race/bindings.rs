@@ -1,20 +1,16 @@
-//! The host's faults against changes of what they come through, in many interleavings.
-//!
-//! Compiled with `--cfg shuttle` only: `cargo race`.
-#![cfg(shuttle)]
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
-
-mod common;
+//! The bridge alone: the host's faults against changes of what they come through.
 
 use std::sync::Arc;
 
-use common::{check_nothing_left, first, pasid, response, source};
+use crate::common::{check_nothing_left, first, pasid, response, source};
 use iommu_core::sync::atomic::{AtomicBool, Ordering};
 use iommu_core::testkit::ListTranslator;
 use iommu_core::{Domain, HostIommu, PageRequestOutcome, ResponseCode};
 use shuttle::thread;
 use vfio_bridge::NestedIommu;
 use vfio_bridge::testkit::{Answer, FakeKernel};
+
+use crate::explore;
 
 const PASID: Option<u32> = Some(5);
 const OLD: u16 = 3;
@@ -112,12 +108,10 @@ fn unplug() {
 
 #[test]
 fn no_group_is_lost_or_answered_twice() {
-    shuttle::check_random(race, 2_000);
-    shuttle::check_pct(race, 2_000, 4);
+    explore(2_000, 4, race);
 }
 
 #[test]
 fn a_device_may_go_at_any_moment() {
-    shuttle::check_random(unplug, 1_000);
-    shuttle::check_pct(unplug, 1_000, 3);
+    explore(1_000, 3, unplug);
 }

@@ -1,15 +1,11 @@
-//! Copies of a guest's tables with each call failing: afterwards a device is blocked or finds what the guest announced,
-//! and no object is left.
+//! Copies of a guest's tables: afterwards a device is blocked or finds what the guest announced, and no object is left.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod common;
-
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use common::copies::{Bound, DEVICES, Machine};
-use common::shadow::{GuestTables, Host, KINDS, Kind, errno, ram, second};
-use common::{check_nothing_left, source};
+use crate::common::copies::{Bound, DEVICES, Machine};
+use crate::common::shadow::{GuestTables, Host, KINDS, Kind, errno, ram, second};
+use crate::common::{check_nothing_left, source};
 use iommu_core::{DomainId, HostError, Invalidation, IovaRange, Permissions, Scope};
 use rustix::io::Errno;
 use vfio_bridge::advice::advice;
@@ -49,6 +45,13 @@ fn history(kind: Kind, kernel: &FakeKernel) -> Result<Machine, HostError> {
     machine.bind(0, Bound::Pass);
     machine.check();
     Ok(machine)
+}
+
+/// The calls of it.
+pub(crate) fn made(kind: Kind) -> BTreeSet<Call> {
+    let kernel = FakeKernel::new();
+    drop(history(kind, &kernel).unwrap());
+    kernel.audit().calls.into_keys().collect()
 }
 
 /// Everything can be bound afterwards, and is exact.
@@ -105,26 +108,12 @@ fn each_call_may_fail_once() {
     assert!(runs > 27 * 50, "a history has dozens of calls: {runs}");
 }
 
-const CALLS: [Call; 13] = [
-    Call::Destroy,
-    Call::IoasAlloc,
-    Call::IoasMap,
-    Call::IoasCopy,
-    Call::IoasUnmap,
-    Call::IovaRanges,
-    Call::HwptAlloc,
-    Call::HwInfo,
-    Call::Bind,
-    Call::Attach,
-    Call::Detach,
-    Call::ContainerMap,
-    Call::ContainerUnmap,
-];
-
 /// From some moment on a call fails for good, then the host comes back to its senses.
 #[test]
 fn each_kind_of_call_may_fail_for_long() {
-    for (kind, call) in KINDS.into_iter().flat_map(|kind| CALLS.map(|call| (kind, call))) {
+    for (kind, call) in
+        KINDS.into_iter().flat_map(|kind| made(kind).into_iter().map(move |call| (kind, call)))
+    {
         for (after, damage) in
             [0, 1, 2, 3, 5, 8, 13, 21].into_iter().flat_map(|n| [(n, Damage::None), (n, Damage::Done)])
         {
@@ -192,6 +181,28 @@ fn a_broken_copy_is_nobody_elses() {
     );
     machine.bind(0, Bound::Blocked);
     recovers(&mut machine);
+    drop(machine);
+    check_nothing_left(&kernel);
+}
+
+/// Memory that is added while devices pass through is there for all of them, or for none.
+#[test]
+fn added_memory_is_everybodys_or_nobodys() {
+    use vm_memory::{GuestAddress, GuestMemoryMmap};
+    let kernel = FakeKernel::new();
+    let mut machine = Machine::new(Kind::Container, &kernel).unwrap();
+    (0..DEVICES).for_each(|device| machine.bind(device, Bound::Pass));
+    let more = GuestMemoryMmap::from_ranges(&[(GuestAddress(1 << 33), 0x1_0000)]).unwrap();
+    let reached = |machine: &Machine| {
+        [0, 1].map(|container| machine.host.lookup(&kernel, container, (1 << 33) + 0x1234).is_some())
+    };
+    for (after, reaches) in [(0, [false; 2]), (1, [false; 2]), (2, [true; 2])] {
+        kernel.fail(Failure { after, ..Failure::next(Call::ContainerMap, Errno::NOMEM) });
+        let added = machine.host.add_memory(&more);
+        assert_eq!(added.is_ok(), reaches[0], "after {after}");
+        assert_eq!(reached(&machine), reaches, "after {after}");
+        kernel.heal();
+    }
     drop(machine);
     check_nothing_left(&kernel);
 }
