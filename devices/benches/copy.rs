@@ -1,80 +1,85 @@
-//! Copies through the whole endpoint, from the portal to the record, beside plain copies of the same lengths over the
-//! same footprint in the same run: their ratio holds also on a machine that has other things to do.
+//! Copies through the whole endpoint, from the portal to the record, beside plain copies of the same lengths between
+//! the same pages in the same run: their ratio holds also on a machine that has other things to do.
 //!
-//! Each row is the best of rounds that take turns, which is what neither was disturbed in. "memory" is one buffer of
-//! guest memory, so both sides meet the same caches and pages of the host.
+//! Either side streams its copies, and is measured after it did the same once to get under way: the endpoint from the
+//! end of a first half of its queue to the end of the second, while the thread that submitted them sleeps. So neither
+//! what it takes to wake a thread nor what a waiting one takes away is in the figures. Each row is the best of rounds
+//! that take turns, which is what neither was disturbed in.
 
 #![allow(missing_docs)]
 
 use std::hint::black_box;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use devices::pci::PciFunction;
-use devices::svm::spec::{CONTROL_PAGES, Descriptor, Opcode, PAGE_BYTES, PORTAL_PAGES};
+use devices::svm::spec::{CONTROL_PAGES, Descriptor, Opcode, PAGE_BYTES, PORTAL_PAGES, control};
 use devices::svm::{SvmConfig, SvmFunction};
-use iommu_core::testkit::RecordingMsi;
-use iommu_core::{
-    Dma, DomainId, Fault, Gpa, PageRequest, PageRequestOutcome, Pasid, Permissions, PortSet, Request,
-    SourceId, StageTag, Tag, Translation, Translator,
-};
-use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
+use iommu_core::testkit::{Computed, RecordingMsi};
+use iommu_core::{Dma, Gpa, Iova, PortSet, SourceId};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
 use zerocopy::IntoBytes;
 
 type Memory = GuestMemoryMmap<()>;
 
-const HALF: u64 = 64 << 20;
-/// Source and destination; behind them a page of records.
-const MEMORY: u64 = 2 * HALF + 0x1000;
-const RECORD: u64 = 2 * HALF;
-const ROUNDS: usize = 300;
-const DEPTH: u64 = 64;
+/// Sources, then as much for destinations; behind them a page of records.
+const HALF: u64 = 8 << 20;
+const RECORDS: u64 = 2 * HALF;
+const MEMORY: u64 = RECORDS + PAGE_BYTES;
+const ROUNDS: u64 = 500;
+const DEPTH_LOG2: u8 = 10;
 
-/// Pages of one size, each somewhere else in its half of memory.
-struct Scattered {
+/// What one row measures.
+#[derive(Clone, Copy)]
+struct Row {
+    length: u64,
+    /// Each turn goes through so many bytes of sources, and of destinations, over and over.
+    footprint: u64,
     page_bits: u32,
 }
 
-impl Translator for Scattered {
-    fn translate(&self, request: &Request) -> Result<Translation, Fault> {
-        let address = request.address.0;
-        let page_bits = if address < RECORD { self.page_bits } else { 12 };
-        let (half, page) = (address / HALF, (address % HALF) >> page_bits);
-        // An odd factor, so that every page is hit once; neighbours are apart.
-        let scattered = if address < RECORD {
-            half * HALF + (((page * 37) % (HALF >> page_bits)) << page_bits)
-        } else {
-            RECORD
-        };
-        Ok(Translation {
-            iova: request.address,
-            base: Gpa(scattered),
-            page_bits,
-            permissions: Permissions::READ_WRITE,
-            untranslated_only: false,
-            tag: Tag { domain: DomainId(1), pasid: Pasid::ZERO, stage: StageTag::First },
-        })
+impl Row {
+    /// Copies that are measured at once.
+    fn count(&self) -> u64 {
+        (HALF / self.length).min(1 << (DEPTH_LOG2 - 1))
     }
 
-    fn report(&self, _: &Fault) {}
+    /// Each page lies somewhere else in the footprint of its half. `done` is told when a page of records is asked for:
+    /// then all copies before that record are done.
+    fn place(&self, address: Iova, done: &Sender<Instant>) -> (Gpa, u32) {
+        let (address, page_bits) = (address.0, self.page_bits);
+        if address >= RECORDS {
+            let _ = done.send(Instant::now());
+            return (Gpa(RECORDS), 12);
+        }
+        let (half, page) = (address / HALF, (address % HALF) >> page_bits);
+        // An odd factor, so that every page is hit once; neighbours are apart.
+        let scattered = ((page * 27) << page_bits) % self.footprint.max(1 << page_bits);
+        (Gpa(half * HALF + scattered), page_bits)
+    }
 
-    fn page_request(&self, _: &PageRequest) -> PageRequestOutcome {
-        PageRequestOutcome::Dropped
+    /// Sources and destinations, in turn.
+    fn parts(&self) -> impl Iterator<Item = (u64, u64)> {
+        let Self { length, footprint, .. } = *self;
+        (0..self.count()).map(move |index| index * length % footprint).map(|at| (at, HALF + at))
     }
 }
 
 struct Bench {
+    row: Row,
     function: Arc<SvmFunction<Memory>>,
     memory: Memory,
+    done: Receiver<Instant>,
 }
 
 impl Bench {
-    fn new(memory: &Memory, page_bits: u32) -> Option<Self> {
-        let translator = Arc::new(Scattered { page_bits });
+    fn new(memory: &Memory, row: Row) -> Option<Self> {
+        let (sender, done) = channel();
+        let translator = Arc::new(Computed(move |address| row.place(address, &sender)));
         let dma = Dma::new(SourceId(8), memory.clone(), translator, Arc::new(PortSet::default()));
-        let function =
-            SvmFunction::new(SvmConfig::default(), &dma, Arc::new(RecordingMsi::default())).ok()?;
+        let config = SvmConfig { depth_log2: DEPTH_LOG2, ..SvmConfig::default() };
+        let function = SvmFunction::new(config, &dma, Arc::new(RecordingMsi::default())).ok()?;
         function.config_write(4, &6_u16.to_le_bytes());
         // ATS, so that the device-TLB is in the way, as for a process's memory.
         let mut at = 0x100_u16;
@@ -88,52 +93,58 @@ impl Bench {
         }
         function.config_write(at + 6, &0x8000_u16.to_le_bytes());
         function.bar_write(0, CONTROL_PAGES, &1_u32.to_le_bytes());
-        Some(Self { function, memory: memory.clone() })
+        Some(Self { row, function, memory: memory.clone(), done })
     }
 
-    /// So many copies, one after the other, each of the next part of memory; how long they take together.
-    fn copies(&self, length: u64, count: u64) -> Duration {
-        let record = GuestAddress(RECORD);
-        let _ = self.memory.store(0_u64, record, Ordering::Relaxed);
-        let start = Instant::now();
-        for index in 0..count {
-            let last = index + 1 == count;
-            let at = index * length % HALF;
-            let descriptor = Descriptor {
-                opcode: Opcode::Copy as u8,
-                flags: u8::from(last),
-                record: record.0.into(),
-                source: at.into(),
-                destination: (HALF + at).into(),
-                length: length.into(),
-                ..Descriptor::default()
-            };
-            for (at, word) in
-                (PORTAL_PAGES..PORTAL_PAGES + PAGE_BYTES).step_by(8).zip(descriptor.as_bytes().chunks(8))
-            {
-                self.function.bar_write(0, at, word);
+    /// How long it takes the endpoint.
+    fn copies(&self, round: u64) -> Option<Duration> {
+        for half in 0..2 {
+            let last = self.row.count() - 1;
+            for (index, (source, destination)) in (0..).zip(self.row.parts()) {
+                self.submit(&Descriptor {
+                    opcode: Opcode::Copy as u8,
+                    flags: u8::from(index == last),
+                    // No two in the same page, so that each is asked for.
+                    record: (RECORDS + (2 * round + half) * PAGE_BYTES).into(),
+                    source: source.into(),
+                    destination: destination.into(),
+                    length: self.row.length.into(),
+                    ..Descriptor::default()
+                });
             }
         }
-        while matches!(self.memory.load::<u64>(record, Ordering::Acquire), Ok(0)) {
-            // Not the spinning of a thread that wants to be first: on a busy machine it would take the time it measures.
-            std::thread::yield_now();
-        }
-        start.elapsed()
+        let (under_way, end) = (self.done.recv().ok()?, self.done.recv().ok()?);
+        Some(end - under_way)
     }
 
-    fn plain(&self, length: u64, count: u64) -> Duration {
-        let length = usize::try_from(length).unwrap_or(0);
-        let start = Instant::now();
-        for index in 0..count {
-            let at = index * length as u64 % HALF;
-            let part =
-                |at: u64| self.memory.get_slices(GuestAddress(at), length, vm_memory::Permissions::ReadWrite);
-            let (Ok(mut from), Ok(mut to)) = (part(at), part(HALF + at)) else { return Duration::ZERO };
-            if let (Some(Ok(from)), Some(Ok(to))) = (from.next(), to.next()) {
-                black_box(from).copy_to_volatile_slice(to);
+    fn submit(&self, descriptor: &Descriptor) {
+        for (at, word) in (PORTAL_PAGES..).step_by(8).zip(descriptor.as_bytes().chunks(8)) {
+            self.function.bar_write(0, at, word);
+        }
+    }
+
+    /// Bytes copied by the endpoint so far.
+    fn copied(&self) -> u64 {
+        let mut bytes = [0; 8];
+        self.function.bar_read(0, CONTROL_PAGES + control::BYTES, &mut bytes);
+        u64::from_le_bytes(bytes)
+    }
+
+    /// How long it takes this thread.
+    fn plain(&self) -> Option<Duration> {
+        let length = usize::try_from(self.row.length).ok()?;
+        let part = |at| {
+            let mut slices = self.memory.get_slices(GuestAddress(at), length, Permissions::ReadWrite).ok()?;
+            slices.next()?.ok()
+        };
+        let mut start = Instant::now();
+        for _ in 0..2 {
+            start = Instant::now();
+            for (source, destination) in self.row.parts() {
+                black_box(part(source)?).copy_to_volatile_slice(part(destination)?);
             }
         }
-        start.elapsed()
+        Some(start.elapsed())
     }
 }
 
@@ -145,19 +156,24 @@ fn main() {
     let _ = memory.write_slice(&touch, GuestAddress(0));
     println!("{:>9} {:>9} {:>11} {:>11} {:>6}", "copies of", "pages of", "endpoint", "memcpy", "ratio");
     for (page_name, page_bits) in [("4 KiB", 12), ("2 MiB", 21)] {
-        let Some(bench) = Bench::new(&memory, page_bits) else { return };
-        // Small pages of up to 1 MiB on each side are within the reach of the device-TLB.
-        for (name, length, count) in
-            [("4 KiB", 4_u64 << 10, DEPTH), ("64 KiB", 64 << 10, 16), ("1 MiB", 1 << 20, 8)]
+        // The device-TLB reaches as far as 1 MiB on each side in small pages.
+        for (name, length, footprint) in
+            [("4 KiB", 4_u64 << 10, 256 << 10), ("64 KiB", 64 << 10, 512 << 10), ("1 MiB", 1 << 20, HALF)]
         {
+            let Some(bench) = Bench::new(&memory, Row { length, footprint, page_bits }) else { return };
             let mut best = (Duration::MAX, Duration::MAX);
-            for _ in 0..ROUNDS {
-                best.0 = best.0.min(bench.copies(length, count));
-                best.1 = best.1.min(bench.plain(length, count));
+            for round in 0..ROUNDS {
+                let (Some(endpoint), Some(plain)) = (bench.copies(round), bench.plain()) else { return };
+                best = (best.0.min(endpoint), best.1.min(plain));
+            }
+            let turn = bench.row.count() * length;
+            if bench.copied() != 2 * ROUNDS * turn {
+                println!("the endpoint left copies out");
+                return;
             }
             let (endpoint, plain) = (best.0.as_secs_f64(), best.1.as_secs_f64());
             #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
-            let gigabytes = (length * count) as f64 / 1e9;
+            let gigabytes = turn as f64 / 1e9;
             let (endpoint_speed, plain_speed) = (gigabytes / endpoint, gigabytes / plain);
             println!(
                 "{name:>9} {page_name:>9} {endpoint_speed:>6.2} GB/s {plain_speed:>6.2} GB/s {:>6.2}",

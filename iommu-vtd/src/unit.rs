@@ -142,10 +142,10 @@ impl<M: TableMemory> Unit<M> {
         &self.capability
     }
 
-    /// What it has done so far.
+    /// What it has done so far. Waits for open sessions.
     #[must_use]
     pub fn counts(&self) -> UnitCounts {
-        self.counters.read()
+        self.counters.read(self.ports.looked_up())
     }
 
     /// The ports whose translations this unit answers for.
@@ -263,7 +263,7 @@ impl<M: TableMemory> Unit<M> {
 
     fn record(&self, origin: Origin, fault: &Fault) {
         if fault.log {
-            self.counters.fault();
+            self.counters.fault(fault.reason);
             log::debug!("fault {:#x}: {:?}", fault.reason.code, fault.request);
             let State { file, log, .. } = &mut *self.state.lock();
             self.send(log.record(file, &self.capability, origin, fault));

@@ -23,7 +23,8 @@ use crate::device::Device;
 use crate::fault_queue::FaultQueue;
 use crate::ioas::Ioas;
 use crate::kernel::{ContainerFile, DeviceFile, Kernel};
-use crate::object::{MAKE_NEST_PARENT, OPEN_DEVICE, OPEN_IOMMUFD, Objects, refused};
+use crate::memory::SharedMemory;
+use crate::object::{MAKE_NEST_PARENT, OPEN_DEVICE, OPEN_IOMMUFD, Objects, SHARE, refused};
 use crate::{ContainerIommu, NestedIommu, ShadowIommu};
 
 /// What the user wants.
@@ -172,6 +173,16 @@ impl Bridge {
             Self::Shadow(host) => host.add_memory(memory),
             Self::Container(host) => host.add_memory(memory),
         }
+    }
+
+    /// Lets devices at another's memory, from guest address `start` on, until the answer is dropped: those whose
+    /// guest-physical addresses the host translates, not those behind copies of a guest's tables.
+    ///
+    /// # Errors
+    /// The host refused; `EOPNOTSUPP` with containers.
+    pub fn share(&self, start: u64, memory: &SharedMemory) -> Result<Box<dyn Send + Sync>, HostError> {
+        let containers = || refused(SHARE, "legacy VFIO containers", Errno::OPNOTSUPP);
+        self.ioas().ok_or_else(containers)?.share(start, memory)
     }
 
     /// Takes a device out.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kernel::Result;
-use crate::memory::DeviceMemory;
+use crate::memory::{DeviceMemory, SharedMemory};
 
 /// Number of a region of a VFIO PCI device: 0 to 5 are the BARs.
 pub mod region {
@@ -83,6 +83,14 @@ pub trait FunctionFile: Send + Sync {
     /// # Errors
     /// As the host says.
     fn map(&self, region: &Region, range: Range<u64>) -> Result<DeviceMemory>;
+
+    /// Makes whole pages of a BAR, `range` of region `index`, known to other devices of the same host. They find it only
+    /// while the device's memory is on.
+    ///
+    /// # Errors
+    /// `ENOTTY` before Linux 6.19 or without `CONFIG_VFIO_PCI_DMABUF`, `ENODEV` if the host does not have the BAR,
+    /// `EINVAL` for a range that is not in it.
+    fn share(&self, index: u32, range: Range<u64>) -> Result<SharedMemory>;
 
     /// Asks for the interrupts of one kind; a device that has none of it has a count of 0.
     ///

@@ -6,8 +6,8 @@ use rustix::io::Errno;
 use std::sync::Arc;
 
 use crate::kernel::ObjectId;
-use crate::memory::{HostRange, INTERRUPT_WINDOW};
-use crate::object::{Kind, MAP, Object, Objects, refused};
+use crate::memory::{HostRange, INTERRUPT_WINDOW, SharedMemory};
+use crate::object::{Kind, MAP, Object, Objects, SHARE, refused};
 
 /// An IOAS.
 ///
@@ -16,13 +16,31 @@ use crate::object::{Kind, MAP, Object, Objects, refused};
 pub struct Ioas {
     object: Object,
     mapped: Mutex<Vec<HostRange>>,
+    /// Device memory that the kernel did not take back.
+    stale: Mutex<Vec<IovaRange>>,
+}
+
+/// Device memory that devices are let at, until this is dropped.
+struct DeviceRange {
+    ioas: Arc<Ioas>,
+    range: IovaRange,
+}
+
+impl Drop for DeviceRange {
+    fn drop(&mut self) {
+        if let Err(errno) = self.ioas.take_back(&self.range) {
+            let (start, last) = (self.range.start(), self.range.last());
+            log::warn!("device memory at {start:#x}-{last:#x} is not taken back yet: {errno}");
+            self.ioas.stale.lock().push(self.range);
+        }
+    }
 }
 
 impl Ioas {
     pub(crate) fn new(objects: &Arc<Objects>) -> Result<Self, HostError> {
         let made = objects.kernel().ioas_alloc();
         let id = made.map_err(|errno| refused("make", Kind::Ioas, errno))?;
-        Ok(Self { object: objects.own(Kind::Ioas, id), mapped: Mutex::default() })
+        Ok(Self { object: objects.own(Kind::Ioas, id), mapped: Mutex::default(), stale: Mutex::default() })
     }
 
     pub(crate) fn id(&self) -> ObjectId {
@@ -50,6 +68,41 @@ impl Ioas {
         Ok(())
     }
 
+    /// Lets devices at another's memory, from guest address `start` on, until the answer is dropped. When the other is
+    /// reset or its memory is switched off, they find nothing any more: that takes a new call.
+    ///
+    /// # Errors
+    /// The host refused (`ENODEV`: the memory is off), or the range reaches into [`INTERRUPT_WINDOW`] (`EADDRINUSE`).
+    pub(crate) fn share(
+        self: &Arc<Self>,
+        start: u64,
+        memory: &SharedMemory,
+    ) -> Result<Box<dyn Send + Sync>, HostError> {
+        let last = memory.len_bytes().checked_sub(1).and_then(|more| start.checked_add(more));
+        let range = last.and_then(|last| IovaRange::new(start, last));
+        let map = |range: IovaRange| {
+            if range.overlaps(&INTERRUPT_WINDOW) {
+                return Err(Errno::ADDRINUSE);
+            }
+            self.stale.lock().retain(|range| self.take_back(range).is_err());
+            self.object.kernel().ioas_map_file(self.id(), start, memory, Permissions::READ_WRITE)?;
+            Ok(range)
+        };
+        match range.ok_or(Errno::OVERFLOW).and_then(map) {
+            Ok(range) => Ok(Box::new(DeviceRange { ioas: self.clone(), range })),
+            Err(errno) => Err(refused(SHARE, format!("{} at {start:#x}", self.object), errno)),
+        }
+    }
+
+    /// Takes back what [`Self::share`] gave.
+    fn take_back(&self, range: &IovaRange) -> Result<(), Errno> {
+        match self.object.kernel().ioas_unmap(self.id(), *range) {
+            // Whole ranges only are ever asked for, so "not there" means gone.
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(errno) => Err(errno),
+        }
+    }
+
     /// What is mapped.
     pub(crate) fn mapped(&self) -> Vec<HostRange> {
         self.mapped.lock().clone()
@@ -67,11 +120,7 @@ impl Ioas {
         };
         let index = mapped.iter().position(|range| range.guest() == guest);
         let index = index.ok_or_else(|| failed(Errno::NOENT))?;
-        match self.object.kernel().ioas_unmap(self.id(), guest) {
-            // Whole ranges only are ever asked for, so "not there" means gone.
-            Ok(()) | Err(Errno::NOENT) => {}
-            Err(errno) => return Err(failed(errno)),
-        }
+        self.take_back(&guest).map_err(failed)?;
         mapped.swap_remove(index);
         Ok(())
     }

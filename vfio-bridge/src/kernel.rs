@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use iommu_core::{IovaRange, Permissions};
 use rustix::io::Errno;
 
-use crate::memory::HostRange;
+use crate::memory::{HostRange, SharedMemory};
 
 /// A kernel's answer.
 pub type Result<T> = std::result::Result<T, Errno>;
@@ -51,6 +51,21 @@ pub trait Kernel: Send + Sync {
     /// `ENOMEM` also if the limit of locked memory is hit.
     fn ioas_map(&self, ioas: ObjectId, iova: u64, memory: &HostRange, permissions: Permissions)
     -> Result<()>;
+
+    /// Maps a device's memory at exactly `iova`. When the device is reset or its memory is switched off, nothing is
+    /// found there any more, for good; the range is still to be unmapped then, and can be mapped again once the memory
+    /// is on.
+    ///
+    /// # Errors
+    /// As [`Self::ioas_map`]; `ENODEV` while the device's memory is off, `EOPNOTSUPP` for what is not one range of a
+    /// PCI device's memory, `ENOTTY` before Linux 6.13 and others before 6.19.
+    fn ioas_map_file(
+        &self,
+        ioas: ObjectId,
+        iova: u64,
+        memory: &SharedMemory,
+        permissions: Permissions,
+    ) -> Result<()>;
 
     /// Maps what another address space of the same iommufd has mapped. Its pages are pinned and charged once.
     ///

@@ -1,6 +1,7 @@
 //! Guest memory as the host's IOMMU is told of it.
 
 use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use iommu_core::IovaRange;
@@ -122,6 +123,33 @@ impl DeviceMemory {
     #[must_use]
     pub fn len_bytes(&self) -> u64 {
         self.len_bytes
+    }
+}
+
+/// A range of a device's memory as a file (a dma-buf) by which other devices can be let at it. Closing it takes nothing
+/// back.
+#[derive(Debug)]
+pub struct SharedMemory {
+    file: OwnedFd,
+    len_bytes: u64,
+}
+
+impl SharedMemory {
+    /// For who was given the file.
+    pub(crate) fn new(file: OwnedFd, len_bytes: u64) -> Self {
+        Self { file, len_bytes }
+    }
+
+    /// Size in bytes: whole pages.
+    #[must_use]
+    pub fn len_bytes(&self) -> u64 {
+        self.len_bytes
+    }
+}
+
+impl AsFd for SharedMemory {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 

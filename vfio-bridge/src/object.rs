@@ -22,6 +22,7 @@ pub(crate) const BIND: &str = "bind to the iommufd";
 pub(crate) const MAKE_NEST_PARENT: &str = "make a nest parent";
 pub(crate) const MAKE_PAGE_TABLE: &str = "make a page table";
 pub(crate) const MAP: &str = "map guest memory";
+pub(crate) const SHARE: &str = "let other devices at device memory";
 pub(crate) const ATTACH: &str = "attach";
 pub(crate) const SHADOW: &str = "shadow a guest's tables";
 

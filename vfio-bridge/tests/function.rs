@@ -530,6 +530,10 @@ proptest! {
             let command = read16(&function, COMMAND);
             prop_assert_eq!(rig.device.command(), command & (MEMORY | MASTER | 0x140) | OFF);
             prop_assert!(command & MEMORY != 0 || rig.slots.shown().is_empty());
+            let reached = |(start, _): &(u64, u64)| rig.kernel.lookup_bar(0, *start).is_some();
+            prop_assert!(rig.slots.shown().iter().all(reached));
+            let mapped = rig.kernel.count(Call::IoasMapFile) - rig.kernel.count(Call::IoasUnmap);
+            prop_assert_eq!(mapped, rig.slots.shown().len());
             prop_assert!(command & MASTER != 0 || rig.ways.open() == 0);
             prop_assert!(rig.device.heard(irq::MSI) == 0 || rig.device.heard(irq::MSIX) == 0);
         }

@@ -36,12 +36,18 @@ impl DeviceTlb {
     /// Accesses served since the function was reset. Waits for open sessions.
     #[must_use]
     pub fn hits(&self) -> u64 {
-        self.ports.looked_up().hits.wrapping_sub(self.forgotten.load(Ordering::Relaxed))
+        self.all_hits().wrapping_sub(self.forgotten.load(Ordering::Relaxed))
+    }
+
+    /// Accesses served since there are ports. Waits for open sessions.
+    #[must_use]
+    pub fn all_hits(&self) -> u64 {
+        self.ports.looked_up().hits
     }
 
     /// Hits count from 0 again.
     pub fn forget_hits(&self) {
-        self.forgotten.store(self.ports.looked_up().hits, Ordering::Relaxed);
+        self.forgotten.store(self.all_hits(), Ordering::Relaxed);
     }
 
     /// Translations held.

@@ -309,16 +309,21 @@ where
     }
 
     /// The next pair; `Err` with the access that was refused.
+    #[inline]
     fn next(&mut self) -> Result<Option<Pair<'a, B>>, Access> {
         let Some(left) = take(&mut self.rest.0, &mut self.left, Access::Read)? else { return Ok(None) };
         let Some(right) = take(&mut self.rest.1, &mut self.right, self.right_access)? else {
             return Ok(None);
         };
         let length = left.len().min(right.len());
-        let cut = |slice: &VolatileSlice<'a, B>| slice.split_at(length).map_err(|_| Access::Read);
-        let ((left, left_rest), (right, right_rest)) = (cut(&left)?, cut(&right)?);
-        let some = |slice: VolatileSlice<'a, B>| (!slice.is_empty()).then_some(slice);
-        self.rest = (some(left_rest), some(right_rest));
+        let cut = |slice: VolatileSlice<'a, B>| match slice.len() == length {
+            true => Ok((slice, None)),
+            false => slice.split_at(length).map(|(first, rest)| (first, Some(rest))),
+        };
+        let (Ok((left, left_rest)), Ok((right, right_rest))) = (cut(left), cut(right)) else {
+            return Err(Access::Read);
+        };
+        self.rest = (left_rest, right_rest);
         Ok(Some((left, right)))
     }
 }

@@ -20,7 +20,8 @@ const SCALE: u64 = 256;
 pub struct Shares {
     engines: usize,
     in_use: usize,
-    waiting: [bool; QUEUES],
+    /// A bit for each queue.
+    waiting: u32,
     passes: [u64; QUEUES],
     /// The pass of the last one that got an engine.
     now: u64,
@@ -30,7 +31,7 @@ impl Shares {
     /// Nobody wants any of these engines.
     #[must_use]
     pub fn new(engines: usize) -> Self {
-        Self { engines, in_use: 0, waiting: [false; QUEUES], passes: [0; QUEUES], now: 0 }
+        Self { engines, in_use: 0, waiting: 0, passes: [0; QUEUES], now: 0 }
     }
 
     /// A queue wants an engine, after it moved `bytes` with its last one, with this weight.
@@ -38,17 +39,17 @@ impl Shares {
         let cost = bytes.saturating_add(PIECE_BYTES).saturating_mul(SCALE) / weight.max(1);
         let pass = self.passes[queue].saturating_add(cost);
         self.passes[queue] = pass.max(self.now);
-        self.waiting[queue] = true;
+        self.waiting |= 1 << queue;
     }
 
     /// Gives an engine to the one that is furthest behind, if there is an engine and one that wants it.
     pub fn give(&mut self) -> Option<usize> {
-        if self.in_use >= self.engines {
+        if self.waiting == 0 || self.in_use >= self.engines {
             return None;
         }
-        let wants = |queue: &usize| self.waiting[*queue];
+        let wants = |queue: &usize| self.waiting & 1 << queue != 0;
         let next = (0..QUEUES).filter(wants).min_by_key(|&queue| self.passes[queue])?;
-        self.waiting[next] = false;
+        self.waiting &= !(1 << next);
         self.in_use += 1;
         self.now = self.now.max(self.passes[next]);
         Some(next)
@@ -226,12 +227,12 @@ mod tests {
                 if back && !busy.is_empty() {
                     busy.remove(0);
                     shares.take_back();
-                } else if !busy.contains(&queue) && !shares.waiting[queue] {
+                } else if !busy.contains(&queue) && shares.waiting & 1 << queue == 0 {
                     shares.want(queue, 100, 1);
                 }
                 busy.extend(std::iter::from_fn(|| shares.give()));
                 prop_assert!(busy.len() <= engines);
-                let idle = shares.waiting.iter().any(|waits| *waits) && busy.len() < engines;
+                let idle = shares.waiting != 0 && busy.len() < engines;
                 prop_assert!(!idle, "an engine stands still while a queue wants one");
             }
         }

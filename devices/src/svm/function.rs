@@ -92,10 +92,10 @@ impl<M: GuestMemoryBackend + Clone + Send + 'static> SvmFunction<M> {
         Ok(Arc::new(Self { base, device, dma, workers }))
     }
 
-    /// What it has counted since its last reset. Waits for open sessions.
+    /// What it has counted since it was made. Waits for open sessions.
     #[must_use]
     pub fn counted(&self) -> SvmReading {
-        self.device.counters.read(self.device.device_tlb.hits())
+        self.device.counters.read(self.device.device_tlb.all_hits())
     }
 
     /// Sees that a queue has a worker. Without one, which only happens if the host has no thread to give, the

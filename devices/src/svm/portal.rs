@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::queue::{Queue, Via};
-use super::spec::{Descriptor, Outcome, OutcomeCode, PasidRegister, WINDOWS, WindowControl, portal};
+use super::spec::{Descriptor, Outcome, OutcomeCode, PasidRegister, WINDOWS, WindowControl};
 
 /// A portal or window page.
 #[derive(Default)]
@@ -26,13 +26,13 @@ impl Portal {
         *self.outcome.lock() = Outcome::DEFAULT;
     }
 
-    /// Writes the bytes of one 32-bit word of the staging area that `mask` selects. The descriptor, if this
-    /// submits it.
-    pub fn write(&self, offset: usize, value: u32, mask: u32) -> Option<Descriptor> {
+    /// Writes bytes, of which those behind the staging area count for nothing. The descriptor, if the last byte of it
+    /// is among them, which submits it.
+    pub fn write(&self, offset: usize, bytes: &[u8]) -> Option<Descriptor> {
         let mut staged = self.staging.lock();
-        let word = staged.as_mut_bytes().get_mut(offset..)?.first_chunk_mut::<4>()?;
-        *word = merge(u32::from_le_bytes(*word), value, mask).to_le_bytes();
-        let submits = offset + 4 == portal::STAGING_BYTES && mask >> 24 != 0;
+        let area = staged.as_mut_bytes().get_mut(offset..).filter(|area| !area.is_empty())?;
+        let (length, submits) = (area.len().min(bytes.len()), area.len() <= bytes.len());
+        area[..length].copy_from_slice(&bytes[..length]);
         submits.then(|| std::mem::take(&mut *staged))
     }
 
@@ -59,11 +59,6 @@ impl Portal {
     pub fn outcome(&self) -> u32 {
         self.outcome.lock().raw_value()
     }
-}
-
-/// The bits of `old` with those that `mask` selects taken from `value`.
-pub fn merge(old: u32, value: u32, mask: u32) -> u32 {
-    old & !mask | value & mask
 }
 
 #[derive(Clone, Copy, Default)]

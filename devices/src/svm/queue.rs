@@ -13,6 +13,9 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 use super::spec::{Descriptor, IrqRegister, OutcomeCode, PasidRegister, PriorityRegister, QueueStatus};
 use super::stats::Counter;
 
+/// So often a worker looks for a descriptor before it sleeps: some microseconds, which is less than it takes to wake it.
+const LOOKS: u32 = 16;
+
 /// A descriptor with what held when it was submitted.
 #[derive(Clone, Copy, Debug)]
 pub struct Job {
@@ -105,6 +108,13 @@ impl State {
         self.ring.len() + usize::from(self.worker == WorkerState::Running)
     }
 
+    fn take(&mut self) -> Option<Job> {
+        let job = self.ring.pop_front()?;
+        self.worker = WorkerState::Running;
+        self.running = Some((job.number, job.pasid));
+        Some(job)
+    }
+
     fn active(&self) -> bool {
         !self.ring.is_empty() || self.worker != WorkerState::Idle
     }
@@ -120,7 +130,7 @@ pub struct QueueCounters {
     /// Page requests.
     pub page_requests: Counter,
     /// Address of the last record lost.
-    pub record_lost: Counter,
+    pub record_lost: AtomicU64,
     /// Bytes completed.
     pub bytes: Counter,
 }
@@ -128,11 +138,15 @@ pub struct QueueCounters {
 /// The permission to touch memory or to make a page request. Never held while waiting.
 pub type Gate<'a> = MutexGuard<'a, ()>;
 
+/// On cache lines of its own: submissions would slow down what a worker looks at in every session.
+#[repr(align(128))]
+struct Apart<T>(T);
+
 /// One queue.
 pub struct Queue {
     number: u8,
     depth: usize,
-    state: Mutex<State>,
+    state: Apart<Mutex<State>>,
     work: Condvar,
     gate: Mutex<()>,
     /// Jobs with a smaller epoch are aborted.
@@ -155,7 +169,7 @@ impl Queue {
         Self {
             number,
             depth: 1 << depth_log2,
-            state: Mutex::default(),
+            state: Apart(Mutex::default()),
             work: Condvar::new(),
             gate: Mutex::default(),
             abort_below: AtomicU64::new(0),
@@ -175,7 +189,7 @@ impl Queue {
 
     /// Takes a descriptor, or says why not.
     pub fn submit(&self, descriptor: Descriptor, via: Via) -> OutcomeCode {
-        let mut state = self.state.lock();
+        let mut state = self.state.0.lock();
         let (pasid, page, generation) = match via {
             Via::Portal => (state.pasid, 0, 0),
             Via::Window { number, pasid, generation } => (pasid, number + 1, generation),
@@ -191,6 +205,7 @@ impl Queue {
         let binding = (epoch, generation);
         let pasid = pasid_of(pasid);
         state.ring.push_back(Job { descriptor, pasid, page, binding, number, epoch, aborted: false });
+        drop(state);
         self.work.notify_one();
         OutcomeCode::Accepted
     }
@@ -198,7 +213,7 @@ impl Queue {
     /// The last of the descriptors meant that has not ended: when [`Self::finished_up_to`] has reached its number, all of
     /// them have. With `abort` they end as aborted; the caller wakes who waits for a page response.
     pub fn select(&self, selection: Selection, abort: bool) -> u64 {
-        let mut state = self.state.lock();
+        let mut state = self.state.0.lock();
         let meant = |pasid: Option<Pasid>| match selection {
             Selection::Queue(number) => number == self.number,
             Selection::Pasid(wanted) => pasid == Some(wanted),
@@ -222,37 +237,43 @@ impl Queue {
     /// All jobs up to this number have ended, record and interrupt included.
     #[must_use]
     pub fn finished_up_to(&self) -> u64 {
-        self.state.lock().finished
+        self.state.0.lock().finished
     }
 
     /// The next job, as soon as there is one. `None`: the worker is to end.
     pub fn next(&self) -> Option<Job> {
-        let mut state = self.state.lock();
+        let mut state = self.state.0.lock();
+        let mut looks = 0;
         loop {
             if state.exiting {
                 return None;
             }
-            if let Some(job) = state.ring.pop_front() {
-                state.worker = WorkerState::Running;
-                state.running = Some((job.number, job.pasid));
+            if let Some(job) = state.take() {
                 return Some(job);
             }
-            self.work.wait(&mut state);
+            looks += 1;
+            if looks < LOOKS {
+                MutexGuard::unlocked(&mut state, std::thread::yield_now);
+            } else {
+                self.work.wait(&mut state);
+            }
         }
     }
 
     /// The job that [`Self::next`] returned is about to show its record: its place is free.
     pub fn completing(&self) {
-        self.state.lock().worker = WorkerState::Completing;
+        self.state.0.lock().worker = WorkerState::Completing;
     }
 
-    /// The job that [`Self::next`] returned has ended, record and interrupt included.
-    pub fn finished(&self) {
-        let mut state = self.state.lock();
+    /// The job at work has ended, record and interrupt included. The next one, if there is one already: it is at work
+    /// now.
+    pub fn finished(&self) -> Option<Job> {
+        let mut state = self.state.0.lock();
         state.worker = WorkerState::Idle;
         if let Some((number, _)) = state.running.take() {
             state.finished = number;
         }
+        state.take()
     }
 
     /// What is to become of a job now. It may get worse at any moment. Who looks inside the gate and then acts
@@ -284,12 +305,12 @@ impl Queue {
     /// Whether it takes descriptors.
     #[must_use]
     pub fn enabled(&self) -> bool {
-        self.state.lock().enabled
+        self.state.0.lock().enabled
     }
 
     /// ENABLE 0 to 1, with SHARED; no effect if it is enabled.
     pub fn enable(&self, shared: bool) {
-        let mut state = self.state.lock();
+        let mut state = self.state.0.lock();
         if !state.enabled {
             state.enabled = true;
             state.shared = shared;
@@ -298,7 +319,7 @@ impl Queue {
 
     /// ENABLE 1 to 0: jobs end as aborted. The caller wakes who waits for a page response.
     pub fn disable(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.state.0.lock();
         if state.enabled {
             (state.enabled, state.shared) = (false, false);
             self.end_epoch(&mut state, &[&self.abort_below]);
@@ -308,7 +329,7 @@ impl Queue {
     /// Function reset: everything as at power-on, jobs end without a trace. The caller wakes who waits for a
     /// page response, then drains.
     pub fn reset(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.state.0.lock();
         state.ring.clear();
         (state.enabled, state.shared) = (false, false);
         (state.pasid, state.irq) = (0, 0);
@@ -319,14 +340,15 @@ impl Queue {
     /// All counters to 0. After a reset and a drain nothing of before counts any more.
     pub fn clear_counters(&self) {
         let QueueCounters { completed, faulted, page_requests, record_lost, bytes } = &self.counters;
-        for counter in [completed, faulted, page_requests, record_lost, bytes] {
-            counter.set(0);
+        record_lost.store(0, Ordering::Relaxed);
+        for counter in [completed, faulted, page_requests, bytes] {
+            counter.clear();
         }
     }
 
     /// Tells the worker to end. The caller wakes who waits for a page response.
     pub fn exit(&self) {
-        let mut state = self.state.lock();
+        let mut state = self.state.0.lock();
         state.enabled = false;
         state.exiting = true;
         state.ring.clear();
@@ -344,7 +366,7 @@ impl Queue {
     /// STATUS.
     #[must_use]
     pub fn status(&self) -> QueueStatus {
-        let state = self.state.lock();
+        let state = self.state.0.lock();
         QueueStatus::DEFAULT
             .with_enabled(state.enabled)
             .with_active(state.active())
@@ -356,13 +378,13 @@ impl Queue {
     #[must_use]
     pub fn occupancy(&self) -> u32 {
         // Lossless: at most 1024.
-        u32::try_from(self.state.lock().occupancy()).unwrap_or(u32::MAX)
+        u32::try_from(self.state.0.lock().occupancy()).unwrap_or(u32::MAX)
     }
 
     /// Descriptors that can be submitted through the portal, or through windows if `shared`.
     #[must_use]
     pub fn free(&self, shared: bool) -> u32 {
-        let state = self.state.lock();
+        let state = self.state.0.lock();
         let open = state.enabled && state.shared == shared;
         let free = if open { self.depth.saturating_sub(state.occupancy()) } else { 0 };
         u32::try_from(free).unwrap_or(u32::MAX)
@@ -382,12 +404,12 @@ impl Queue {
     /// PASID register.
     #[must_use]
     pub fn pasid(&self) -> u32 {
-        self.state.lock().pasid
+        self.state.0.lock().pasid
     }
 
     /// Writes the PASID register; ignored while enabled.
     pub fn set_pasid(&self, value: u32) {
-        let mut state = self.state.lock();
+        let mut state = self.state.0.lock();
         if !state.enabled {
             state.pasid = value & PasidRegister::WRITABLE;
         }
@@ -396,11 +418,11 @@ impl Queue {
     /// IRQ register.
     #[must_use]
     pub fn irq(&self) -> u32 {
-        self.state.lock().irq
+        self.state.0.lock().irq
     }
 
     /// Writes the IRQ register.
     pub fn set_irq(&self, value: u32) {
-        self.state.lock().irq = value & IrqRegister::WRITABLE;
+        self.state.0.lock().irq = value & IrqRegister::WRITABLE;
     }
 }

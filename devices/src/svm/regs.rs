@@ -3,9 +3,11 @@
 //! Reads are made of aligned 8-byte blocks, so that 64-bit registers are read untorn; writes of aligned
 //! 32-bit registers, of which an access may change only some bytes.
 
+use std::sync::atomic::Ordering;
+
 use super::device::Device;
 use super::misbehaviour::registers as misbehaviour;
-use super::portal::{Portal, Window, merge};
+use super::portal::{Portal, Window};
 use super::queue::{Queue, Via};
 use super::spec::{
     CONTROL_PAGES, Descriptor, GlobalControl, MAX_TRANSFER_BYTES, OutcomeCode, PAGE_BYTES, PORTAL_PAGES,
@@ -120,7 +122,7 @@ fn read_control(queue: &Queue, register: u64, pair: impl Fn(u32, u32) -> u64) ->
         control::COMPLETED => queue.counters.completed.get(),
         control::FAULTED => queue.counters.faulted.get(),
         control::PAGE_REQUESTS => queue.counters.page_requests.get(),
-        control::RECORD_LOST => queue.counters.record_lost.get(),
+        control::RECORD_LOST => queue.counters.record_lost.load(Ordering::Relaxed),
         control::BYTES => queue.counters.bytes.get(),
         _ => 0,
     }
@@ -132,16 +134,45 @@ pub fn write(device: &Device, offset: u64, data: &[u8]) -> Option<usize> {
     let mut enabled = None;
     while let Some(rest) = data.get(taken..).filter(|rest| !rest.is_empty()) {
         let at = offset.wrapping_add(taken as u64);
-        let lane = usize::from(at.to_le_bytes()[0] & 3);
-        let length = rest.len().min(4 - lane);
-        let (mut value, mut mask) = ([0; 4], [0; 4]);
-        value[lane..lane + length].copy_from_slice(&rest[..length]);
-        mask[lane..lane + length].fill(0xff);
-        let word = Word { offset: at & !3, value: u32::from_le_bytes(value), mask: u32::from_le_bytes(mask) };
-        enabled = word.write(device).or(enabled);
-        taken += length;
+        let register = at % PAGE_BYTES;
+        let left = usize::try_from(PAGE_BYTES - register).unwrap_or(rest.len());
+        taken += match page(device, at) {
+            Page::Portal(number) => {
+                let bytes = &rest[..left.min(rest.len())];
+                let submit = |descriptor| device.queues[number].submit(descriptor, Via::Portal);
+                write_portal(device, &device.portals[number], register, bytes, submit)
+            }
+            Page::Window(number) => {
+                let bytes = &rest[..left.min(rest.len())];
+                let window = &device.windows[number];
+                let submit = |descriptor| window.submit(number, descriptor, &device.queues);
+                write_portal(device, &window.portal, register, bytes, submit)
+            }
+            page => {
+                let (word, length) = Word::first_of(at, rest);
+                enabled = word.write(device, &page).or(enabled);
+                length
+            }
+        };
     }
     enabled
+}
+
+/// Writes bytes of one portal or window page; says how many.
+fn write_portal(
+    device: &Device,
+    page: &Portal,
+    register: u64,
+    bytes: &[u8],
+    submit: impl FnOnce(Descriptor) -> OutcomeCode,
+) -> usize {
+    let offset = usize::try_from(register).unwrap_or(usize::MAX);
+    if let Some(descriptor) = page.write(offset, bytes)
+        && page.note(submit(descriptor))
+    {
+        device.counters.dropped.count();
+    }
+    bytes.len()
 }
 
 /// The part of a write that falls into one 32-bit word.
@@ -154,25 +185,27 @@ struct Word {
 }
 
 impl Word {
-    fn over(&self, old: u32) -> u32 {
-        merge(old, self.value, self.mask)
+    /// The first one of a write, and how many bytes of it that is.
+    fn first_of(at: u64, data: &[u8]) -> (Self, usize) {
+        let lane = usize::from(at.to_le_bytes()[0] & 3);
+        let length = data.len().min(4 - lane);
+        let (mut value, mut mask) = ([0; 4], [0; 4]);
+        value[lane..lane + length].copy_from_slice(&data[..length]);
+        mask[lane..lane + length].fill(0xff);
+        let (value, mask) = (u32::from_le_bytes(value), u32::from_le_bytes(mask));
+        (Self { offset: at & !3, value, mask }, length)
     }
 
-    fn write(&self, device: &Device) -> Option<usize> {
+    fn over(&self, old: u32) -> u32 {
+        old & !self.mask | self.value & self.mask
+    }
+
+    fn write(&self, device: &Device, page: &Page) -> Option<usize> {
         let register = self.offset % PAGE_BYTES;
-        match page(device, self.offset) {
-            Page::Control(number) => return self.write_control(device, number, register),
+        match page {
+            Page::Control(number) => return self.write_control(device, *number, register),
             Page::Global => self.write_global(device, register),
-            Page::Portal(number) => {
-                let submit = |descriptor| device.queues[number].submit(descriptor, Via::Portal);
-                self.write_portal(device, &device.portals[number], register, submit);
-            }
-            Page::Window(number) => {
-                let window = &device.windows[number];
-                let submit = |descriptor| window.submit(number, descriptor, &device.queues);
-                self.write_portal(device, &window.portal, register, submit);
-            }
-            Page::Empty => {}
+            Page::Portal(_) | Page::Window(_) | Page::Empty => {}
         }
         None
     }
@@ -197,21 +230,6 @@ impl Word {
                 Some((window, 4)) => window.set_pasid(self.over(window.pasid())),
                 _ => {}
             },
-        }
-    }
-
-    fn write_portal(
-        &self,
-        device: &Device,
-        page: &Portal,
-        register: u64,
-        submit: impl FnOnce(Descriptor) -> OutcomeCode,
-    ) {
-        let Ok(offset) = usize::try_from(register) else { return };
-        if let Some(descriptor) = page.write(offset, self.value, self.mask)
-            && page.note(submit(descriptor))
-        {
-            device.counters.dropped.count();
         }
     }
 

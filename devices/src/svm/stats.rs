@@ -9,7 +9,11 @@ use serde::Serialize;
 
 /// A counter that wraps. Its order with other memory means nothing.
 #[derive(Debug, Default)]
-pub struct Counter(AtomicU64);
+pub struct Counter {
+    total: AtomicU64,
+    /// What does not count any more.
+    forgotten: AtomicU64,
+}
 
 impl Counter {
     /// Adds one.
@@ -19,18 +23,24 @@ impl Counter {
 
     /// Adds a number.
     pub fn add(&self, number: u64) {
-        self.0.fetch_add(number, Ordering::Relaxed);
+        self.total.fetch_add(number, Ordering::Relaxed);
     }
 
     /// The value.
     #[must_use]
     pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.total().wrapping_sub(self.forgotten.load(Ordering::Relaxed))
     }
 
-    /// Replaces the value.
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
+    /// What it would be if it had never been cleared.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Counts from 0 again.
+    pub fn clear(&self) {
+        self.forgotten.store(self.total(), Ordering::Relaxed);
     }
 }
 
@@ -63,6 +73,19 @@ pub struct Counters {
     pub answered: Durations,
     /// From a miss to the successful retry.
     pub served: Durations,
+    /// What a reset does not clear.
+    waits: Waits,
+}
+
+/// Page requests that ended with a successful retry, since the endpoint was made.
+#[derive(Debug, Default)]
+struct Waits {
+    /// From sent to retried.
+    round_trip: Durations,
+    /// Of that, until the guest could see the request, and from its response on.
+    own_share: Durations,
+    /// The rest.
+    guest_share: Durations,
 }
 
 impl Counters {
@@ -91,7 +114,7 @@ impl Counters {
     /// All to 0.
     pub fn clear(&self) {
         for counter in self.list() {
-            counter.set(0);
+            counter.clear();
         }
         self.answered.clear();
         self.served.clear();
@@ -107,11 +130,17 @@ impl Counters {
 
     /// Notes a wait that ended well.
     pub fn note_served(&self, times: &Times) {
-        self.served.note(Duration::from_nanos(times.retry.saturating_sub(times.miss)));
+        let Times { miss, sent, queued, response, retry } = times.in_order();
+        let note = |durations: &Durations, nanoseconds| durations.note(Duration::from_nanos(nanoseconds));
+        let (all, guest) = (retry.saturating_sub(sent), response.saturating_sub(queued));
+        note(&self.served, retry.saturating_sub(miss));
+        note(&self.waits.round_trip, all);
+        note(&self.waits.guest_share, guest);
+        note(&self.waits.own_share, all.saturating_sub(guest));
     }
 }
 
-/// What the endpoint has counted, for people and scripts outside of the guest.
+/// What the endpoint has counted since it was made, for people and scripts outside of the guest. No reset clears it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct SvmReading {
     /// Descriptors that ended.
@@ -132,29 +161,32 @@ pub struct SvmReading {
     pub page_groups: u64,
     /// Responses: success, invalid request, response failure.
     pub responses: [u64; 3],
-    /// From a group's being sent to its response.
-    pub answered: Percentiles,
-    /// From a miss to the retry that succeeded.
-    pub served: Percentiles,
+    /// From a page request's being sent to the retry that succeeded.
+    pub round_trip: Percentiles,
+    /// Of that, until the guest could see the request, and from its response on.
+    pub own_share: Percentiles,
+    /// Of that, what the guest took.
+    pub guest_share: Percentiles,
 }
 
 impl Counters {
-    /// All of them, with what the device-TLB served.
+    /// All of them, with what the device-TLB served since it was made.
     #[must_use]
     pub fn read(&self, hits: u64) -> SvmReading {
         SvmReading {
-            completed: self.completed.get(),
-            dropped: self.dropped.get(),
-            records_lost: self.records_lost.get(),
-            device_tlb: LookUps { hits, misses: self.translation_requests.get() },
-            invalidations: self.invalidations.get(),
-            untranslated_requests: self.untranslated_requests.get(),
-            page_requests: self.page_requests.get(),
-            page_groups: self.page_groups.get(),
+            completed: self.completed.total(),
+            dropped: self.dropped.total(),
+            records_lost: self.records_lost.total(),
+            device_tlb: LookUps { hits, misses: self.translation_requests.total() },
+            invalidations: self.invalidations.total(),
+            untranslated_requests: self.untranslated_requests.total(),
+            page_requests: self.page_requests.total(),
+            page_groups: self.page_groups.total(),
             responses: [&self.responses_success, &self.responses_invalid, &self.responses_failure]
-                .map(Counter::get),
-            answered: self.answered.percentiles(),
-            served: self.served.percentiles(),
+                .map(Counter::total),
+            round_trip: self.waits.round_trip.percentiles(),
+            own_share: self.waits.own_share.percentiles(),
+            guest_share: self.waits.guest_share.percentiles(),
         }
     }
 }
@@ -192,6 +224,13 @@ pub struct Times {
     pub retry: u64,
 }
 
+impl Times {
+    /// The answer may arrive before the call that makes the request returns.
+    fn in_order(self) -> Self {
+        Self { queued: self.queued.min(self.response), ..self }
+    }
+}
+
 /// The most recent page request that ended with a successful retry.
 #[derive(Debug, Default)]
 pub struct Timeline(Mutex<Entry>);
@@ -206,9 +245,8 @@ struct Entry {
 
 impl Timeline {
     /// Replaces what is shown.
-    pub fn publish(&self, mut times: Times, address: u64, queue: u8) {
-        // The answer may arrive before the call that makes the request returns.
-        times.queued = times.queued.min(times.response);
+    pub fn publish(&self, times: Times, address: u64, queue: u8) {
+        let times = times.in_order();
         let mut entry = self.0.lock();
         let sequence = entry.sequence.wrapping_add(1);
         *entry = Entry { times, address, queue: u32::from(queue), sequence };

@@ -5,6 +5,7 @@ mod paging;
 mod record;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use arbitrary_int::u3;
 use iommu_core::{Access, Completion, Dma, DmaFault, Iova, Session};
@@ -118,9 +119,10 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
 
     /// Works until the queue exits.
     pub fn run(mut self) {
-        while let Some(job) = self.queue().next() {
+        let mut next = None;
+        while let Some(job) = next.take().or_else(|| self.queue().next()) {
             self.execute(&job);
-            self.queue().finished();
+            next = self.queue().finished();
             self.device.look_at_command();
         }
     }
@@ -269,7 +271,7 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
         {
             self.unless_dropped(task.job, |device, queue| {
                 device.counters.records_lost.count();
-                queue.counters.record_lost.set(address.0);
+                queue.counters.record_lost.store(address.0, Ordering::Relaxed);
             });
         }
         if task.header.interrupt {

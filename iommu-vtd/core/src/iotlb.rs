@@ -116,12 +116,11 @@ impl Iotlb {
                 continue;
             }
             let first = set_of(key, iova.0 >> bits) * WAYS;
-            for index in first..first + WAYS {
-                let entry = &self.entries[index];
+            for (way, entry) in self.entries[first..first + WAYS].iter().enumerate() {
                 if usize::from(entry.class) == class
                     && let Some(hit) = try_entry(entry, key, iova, access)
                 {
-                    self.recent = index;
+                    self.recent = first + way;
                     self.hits += 1;
                     return Some(hit);
                 }

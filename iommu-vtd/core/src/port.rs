@@ -9,7 +9,7 @@ use serde::Serialize;
 use vm_memory::bitmap::BS;
 use vm_memory::guest_memory::GuestMemorySliceIterator;
 use vm_memory::{
-    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion,
+    GuestAddress, GuestMemory, GuestMemoryBackend, GuestMemoryError, GuestMemoryRegion, MemoryRegionAddress,
     Permissions as MemoryAccess, VolatileSlice,
 };
 
@@ -273,15 +273,20 @@ impl<M: GuestMemoryBackend> Session<'_, M> {
     /// The access may not go ahead; the session keeps the first such fault.
     #[inline]
     pub fn translate(&self, iova: Iova, access: Access) -> Result<Hit, DmaFault> {
-        let mut guard = self.tlb.borrow_mut();
-        match guard.as_mut().and_then(|tlb| tlb.lookup(self.pasid, iova, access)) {
+        match self.cached(iova, access) {
             Some(hit) => Ok(hit),
-            None => self.miss(guard.as_deref_mut(), iova, access).inspect_err(|fault| self.keep(*fault)),
+            None => self.miss(iova, access).inspect_err(|fault| self.keep(*fault)),
         }
     }
 
+    #[inline]
+    fn cached(&self, iova: Iova, access: Access) -> Option<Hit> {
+        self.tlb.borrow_mut().as_mut()?.lookup(self.pasid, iova, access)
+    }
+
     #[cold]
-    fn miss(&self, tlb: Option<&mut Iotlb>, iova: Iova, access: Access) -> Result<Hit, DmaFault> {
+    #[inline(never)]
+    fn miss(&self, iova: Iova, access: Access) -> Result<Hit, DmaFault> {
         let source = self.port.source;
         let request = match self.port.kind {
             PortKind::Untranslated => Request::untranslated(source, self.pasid, iova, access),
@@ -294,7 +299,7 @@ impl<M: GuestMemoryBackend> Session<'_, M> {
         if translation.untranslated_only || !(judged || translation.permissions.allow(access)) {
             return Err(DmaFault::Missing { address: iova, access });
         }
-        if let Some(tlb) = tlb {
+        if let Some(tlb) = self.tlb.borrow_mut().as_mut() {
             tlb.insert(self.pasid, &translation);
         }
         let contiguous = (translation.range().last() - iova.0).saturating_add(1);
@@ -335,8 +340,7 @@ impl<M: GuestMemoryBackend> GuestMemory for Session<'_, M> {
     type Bitmap = <M::R as GuestMemoryRegion>::B;
 
     fn check_range(&self, addr: GuestAddress, count: usize, access: MemoryAccess) -> bool {
-        Slices { session: self, address: addr.0, remaining: count, access: access_of(access) }
-            .all(|slice| slice.is_ok())
+        Slices::new(self, addr, count, access).all(|slice| slice.is_ok())
     }
 
     fn get_slices<'a>(
@@ -345,7 +349,7 @@ impl<M: GuestMemoryBackend> GuestMemory for Session<'_, M> {
         count: usize,
         access: MemoryAccess,
     ) -> vm_memory::GuestMemoryResult<impl GuestMemorySliceIterator<'a, BS<'a, Self::Bitmap>>> {
-        Ok(Slices { session: self, address: addr.0, remaining: count, access: access_of(access) })
+        Ok(Slices::new(self, addr, count, access))
     }
 }
 
@@ -364,19 +368,34 @@ struct Slices<'a, 'p, M: GuestMemoryBackend> {
     address: u64,
     remaining: usize,
     access: Access,
+    /// Where the last slice lies, as the next one probably does.
+    region: Option<&'a M::R>,
 }
 
 type MemorySlice<'a, M> = VolatileSlice<'a, BS<'a, <<M as GuestMemoryBackend>::R as GuestMemoryRegion>::B>>;
 
-impl<'a, M: GuestMemoryBackend> Slices<'a, '_, M> {
+impl<'a, 'p, M: GuestMemoryBackend> Slices<'a, 'p, M> {
+    fn new(session: &'a Session<'p, M>, start: GuestAddress, count: usize, access: MemoryAccess) -> Self {
+        Self { session, address: start.0, remaining: count, access: access_of(access), region: None }
+    }
+
+    #[inline]
+    fn region_of(&mut self, gpa: Gpa) -> Option<(&'a M::R, MemoryRegionAddress)> {
+        let gpa = GuestAddress(gpa.0);
+        let again = self.region.and_then(|region| Some((region, region.to_region_addr(gpa)?)));
+        let found = again.or_else(|| self.session.port.memory.to_region_addr(gpa))?;
+        self.region = Some(found.0);
+        Some(found)
+    }
+
+    #[inline]
     fn next_slice(&mut self) -> vm_memory::GuestMemoryResult<MemorySlice<'a, M>> {
         let session = self.session;
         let iova = Iova(self.address);
         let hit = session
             .translate(iova, self.access)
             .map_err(|_| GuestMemoryError::InvalidGuestAddress(GuestAddress(self.address)))?;
-        let memory = &session.port.memory;
-        let Some((region, start)) = memory.to_region_addr(GuestAddress(hit.gpa.0)) else {
+        let Some((region, start)) = self.region_of(hit.gpa) else {
             session.keep(DmaFault::NoMemory { address: iova, gpa: hit.gpa });
             return Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(hit.gpa.0)));
         };

@@ -12,7 +12,7 @@ use crate::page_request::{PageRequest, PageRequestOutcome, PageResponse};
 use crate::request::{AddressType, Permissions, Request, StageTag, Tag, Translation};
 use crate::sync::Mutex;
 use crate::traits::{Endpoint, HostError, HostIommu, Msi, MsiSink, Translator};
-use crate::types::{DomainId, Gpa, Pasid, SourceId};
+use crate::types::{DomainId, Gpa, Iova, Pasid, SourceId};
 
 /// A host that nests, and has all that any has. It keeps its second stages to itself.
 pub const NESTING: Capabilities = Capabilities {
@@ -42,6 +42,31 @@ pub struct Page {
     pub gpa: u64,
     /// Writable.
     pub write: bool,
+}
+
+/// A model whose tables are a function: from an address to the output block, of which any address will do, and the
+/// logarithm of its size. Everything is allowed, page requests are dropped.
+pub struct Computed<F>(pub F);
+
+impl<F: Fn(Iova) -> (Gpa, u32) + Send + Sync> Translator for Computed<F> {
+    fn translate(&self, request: &Request) -> Result<Translation, Fault> {
+        let (base, page_bits) = self.0(request.address);
+        let tag = Tag { domain: DomainId(1), pasid: Pasid::ZERO, stage: StageTag::First };
+        Ok(Translation {
+            iova: request.address,
+            base,
+            page_bits,
+            permissions: Permissions::READ_WRITE,
+            untranslated_only: false,
+            tag,
+        })
+    }
+
+    fn report(&self, _: &Fault) {}
+
+    fn page_request(&self, _: &PageRequest) -> PageRequestOutcome {
+        PageRequestOutcome::Dropped
+    }
 }
 
 type PageRequestHandler = dyn Fn(&ListTranslator, &PageRequest) -> PageRequestOutcome + Send + Sync;

@@ -1,7 +1,10 @@
 //! What a unit has been asked to do, in numbers: for operators, and for tests that compare two units.
 
+use std::collections::BTreeMap;
+
+use iommu_core::sync::Mutex;
 use iommu_core::sync::atomic::{AtomicU64, Ordering};
-use iommu_core::{PageRequest, Scope};
+use iommu_core::{FaultReason, LookUps, PageRequest, Scope};
 use serde::Serialize;
 
 use crate::invalidation::Descriptor;
@@ -10,7 +13,7 @@ use crate::page_request::is_stop_marker;
 /// What a unit has done since it was made. A reset of the unit leaves it alone.
 ///
 /// While functions and CPUs run, the numbers are not of one moment.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct UnitCounts {
     /// Page requests that the guest found in its queue.
     pub page_requests: u64,
@@ -37,6 +40,10 @@ pub struct UnitCounts {
     pub interrupt_entries: u64,
     /// Wait descriptors.
     pub waits: u64,
+    /// Faults by their reason's code.
+    pub fault_reasons: BTreeMap<u16, u64>,
+    /// Look-ups in the IOTLBs of its ports. Those that found nothing came to the unit.
+    pub look_ups: LookUps,
 }
 
 /// The numbers while they grow. Nothing else depends on them, so they are not ordered among each other.
@@ -54,6 +61,7 @@ pub(super) struct Counters {
     device_tlb: AtomicU64,
     interrupt_entries: AtomicU64,
     waits: AtomicU64,
+    fault_reasons: Mutex<BTreeMap<u16, u64>>,
 }
 
 impl Counters {
@@ -87,12 +95,13 @@ impl Counters {
     }
 
     /// A fault is to be recorded.
-    pub(super) fn fault(&self) {
+    pub(super) fn fault(&self, reason: FaultReason) {
         add_one(&self.faults);
+        *self.fault_reasons.lock().entry(reason.code).or_default() += 1;
     }
 
-    /// The numbers as they stand.
-    pub(super) fn read(&self) -> UnitCounts {
+    /// The numbers as they stand, with those of the ports.
+    pub(super) fn read(&self, look_ups: LookUps) -> UnitCounts {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         UnitCounts {
             page_requests: of(&self.page_requests),
@@ -107,6 +116,8 @@ impl Counters {
             device_tlb: of(&self.device_tlb),
             interrupt_entries: of(&self.interrupt_entries),
             waits: of(&self.waits),
+            fault_reasons: self.fault_reasons.lock().clone(),
+            look_ups,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Page requests that do not take the ordinary way.
 
+use std::collections::BTreeMap;
+
 use iommu_core::{PageRequest, PageRequestOutcome, Pasid, ResponseCode, SourceId, Translator};
 use iommu_vtd::UnitCounts;
 use iommu_vtd::testkit::Tables;
@@ -119,6 +121,7 @@ fn what_was_done_is_counted() {
         page_requests_unseen: 1,
         page_group_responses: 1,
         faults: 1,
+        fault_reasons: BTreeMap::from([(0x59, 1)]),
         pasid_cache: before.pasid_cache + 1,
         iotlb: before.iotlb + 2,
         iotlb_ranges: 1,

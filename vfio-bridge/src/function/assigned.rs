@@ -25,6 +25,7 @@ use super::bars::{self, Bar, Windows};
 use super::events::{Events, Token};
 use super::intx::Intx;
 use super::msi::MsiPlace;
+use super::peers::Peers;
 use super::picture::{Hardware, MsixPlace, Picture};
 use super::survey::{Survey, patient_reset};
 use super::vectors::{Host, Vectors, Ways};
@@ -123,7 +124,7 @@ impl AssignedFunction {
         let line = line.map(|line| Intx::new(line, &events)).transpose().map_err(no_events)?;
         let this = Self {
             source,
-            windows: Windows::new(&*file, &bars, &trapped, slots),
+            windows: Windows::new(&*file, &bars, &trapped, slots, Peers::new(source, host.clone())),
             config: Mutex::new(picture.config.clone()),
             picture,
             bars,

@@ -8,10 +8,11 @@ use devices::pci::spec::{Command, header};
 use devices::pci::{BarRange, DecodedBars};
 use iommu_core::sync::Mutex;
 
+use super::peers::Peers;
 use super::walk::Bytes;
 use super::ways::{MemorySlots, Shown};
 use crate::function_file::{FunctionFile, Region};
-use crate::memory::DeviceMemory;
+use crate::memory::{DeviceMemory, SharedMemory};
 
 /// Type bits of a BAR's register (PCIe §7.5.1.2.1).
 const IO: u32 = 1;
@@ -109,6 +110,8 @@ fn showable(mappable: &[Range<u64>], trapped: &[Range<u64>]) -> Vec<Range<u64>> 
 struct Window {
     offset: u64,
     memory: Arc<DeviceMemory>,
+    /// For other devices, if the host has a way.
+    shared: Option<SharedMemory>,
 }
 
 #[derive(Default)]
@@ -121,6 +124,7 @@ struct State {
 /// What of a device's memory the guest sees.
 pub(super) struct Windows {
     slots: Arc<dyn MemorySlots>,
+    peers: Peers,
     state: Mutex<State>,
 }
 
@@ -131,6 +135,7 @@ impl Windows {
         bars: &[Option<Bar>; 6],
         trapped: &[(u8, Range<u64>)],
         slots: Arc<dyn MemorySlots>,
+        peers: Peers,
     ) -> Self {
         let mut state = State::default();
         for (bar, windows) in bars.iter().zip(&mut state.windows) {
@@ -139,15 +144,19 @@ impl Windows {
                 trapped.iter().filter(|(of, _)| *of == bar.number).map(|(_, range)| range.clone()).collect();
             for part in showable(&bar.region.mappable, &holes) {
                 match file.map(&bar.region, part.clone()) {
-                    Ok(memory) => windows.push(Window { offset: part.start, memory: Arc::new(memory) }),
+                    Ok(memory) => windows.push(Window {
+                        offset: part.start,
+                        memory: Arc::new(memory),
+                        shared: peers.export(file, bar.number, &part),
+                    }),
                     Err(errno) => log::info!("BAR {} is emulated: not mapped ({errno})", bar.number),
                 }
             }
         }
-        Self { slots, state: Mutex::new(state) }
+        Self { slots, peers, state: Mutex::new(state) }
     }
 
-    /// Shows windows where the BARs are now, and nowhere else.
+    /// Shows windows where the BARs are now, and nowhere else: to the guest and, where the host can, to its devices.
     pub(super) fn follow(&self, decoded: &DecodedBars) {
         let mut state = self.state.lock();
         let State { windows, at, shown } = &mut *state;
@@ -163,8 +172,12 @@ impl Windows {
                 let Some(start) = range.start.checked_add(window.offset) else { continue };
                 match self.slots.show(start, &window.memory) {
                     Ok(it) => shown[bar].push(it),
-                    Err(error) => log::debug!("BAR {bar} is emulated at {start:#x}: {error}"),
+                    Err(error) => {
+                        log::debug!("BAR {bar} is emulated at {start:#x}: {error}");
+                        continue;
+                    }
                 }
+                shown[bar].extend(window.shared.as_ref().and_then(|it| self.peers.share(start, it)));
             }
         }
     }

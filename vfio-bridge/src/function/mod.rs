@@ -11,6 +11,7 @@
 //! | `walk` | the two lists of capabilities, as they are found |
 //! | `picture` `extended` | configuration space as the guest finds it, and where things are in it |
 //! | `bars` | sizes, what is mapped, where it is shown |
+//! | `peers` | other devices' way to what the BARs show |
 //! | `survey` | what a device is like, before it is one |
 //! | `vectors` `msi` | MSI-X and MSI: what is masked, what is pending, which event leads where |
 //! | `intx` | the interrupt line, for drivers that use no messages |
@@ -19,7 +20,7 @@
 //! | `assigned` | [`AssignedFunction`]: all of it together |
 //!
 //! Not there: I/O BARs, expansion ROM, real power states, virtual functions
-//! of the guest's own, peer-to-peer mappings of BARs.
+//! of the guest's own.
 
 mod assigned;
 mod bars;
@@ -27,6 +28,7 @@ mod events;
 mod extended;
 mod intx;
 mod msi;
+mod peers;
 mod picture;
 mod survey;
 mod vectors;

@@ -4,11 +4,11 @@ use std::io;
 use std::sync::Arc;
 
 use devices::irq::IrqLine;
-use iommu_core::{InterruptRemapper, Msi, MsiSink, SourceId};
+use iommu_core::{HostError, InterruptRemapper, Msi, MsiSink, SourceId};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::function_file::FunctionFile;
-use crate::memory::DeviceMemory;
+use crate::memory::{DeviceMemory, SharedMemory};
 
 /// What a function is connected to.
 pub struct Connections {
@@ -69,4 +69,11 @@ pub trait HostSide: Send + Sync {
     /// Calls `reset` once, at a time when no binding of the device changes, and sees to it that nothing that the
     /// device asked for before is answered afterwards.
     fn around_reset(&self, source: SourceId, reset: &mut dyn FnMut());
+
+    /// Lets the guest's other devices at memory of this one, from a guest-physical address on, until the answer is
+    /// dropped. Called while the memory is on; the answer is dropped before it is switched off.
+    ///
+    /// # Errors
+    /// The host refused, or knows no way: then other devices do not reach it.
+    fn share(&self, guest_address: u64, memory: &SharedMemory) -> Result<Shown, HostError>;
 }

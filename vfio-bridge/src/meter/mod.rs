@@ -17,7 +17,7 @@ use crate::kernel::{
     ContainerFile, DeviceFile, Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial,
     Result,
 };
-use crate::memory::HostRange;
+use crate::memory::{HostRange, SharedMemory};
 use crate::sys::uapi::{FaultRecord, FaultResponse, INVALIDATE_DATA_VTD_S1, VtdS1Invalidate};
 
 /// What was asked of the host since the meter was made.
@@ -27,6 +27,8 @@ use crate::sys::uapi::{FaultRecord, FaultResponse, INVALIDATE_DATA_VTD_S1, VtdS1
 pub struct MeterReading {
     /// Ranges of memory mapped, into an address space or a container.
     pub maps: u64,
+    /// Ranges of devices' memory that other devices were let at: those that the host took.
+    pub device_maps: u64,
     /// Mappings copied from one address space to another.
     pub copies: u64,
     /// Ranges unmapped.
@@ -45,6 +47,8 @@ pub struct MeterReading {
     pub invalidate_ranges: u64,
     /// Reads of fault queues, also those that found nothing.
     pub fault_reads: u64,
+    /// Those of them that found nothing, as those do by which a guest's drain makes sure.
+    pub empty_fault_reads: u64,
     /// Page requests that were read.
     pub page_requests: u64,
     /// Groups of page requests that were read to their ends.
@@ -62,6 +66,7 @@ pub struct MeterReading {
 #[derive(Default)]
 struct Meter {
     maps: AtomicU64,
+    device_maps: AtomicU64,
     copies: AtomicU64,
     unmaps: AtomicU64,
     tables_made: AtomicU64,
@@ -71,6 +76,7 @@ struct Meter {
     invalidate_entries: AtomicU64,
     invalidate_ranges: AtomicU64,
     fault_reads: AtomicU64,
+    empty_fault_reads: AtomicU64,
     page_requests: AtomicU64,
     page_request_groups: AtomicU64,
     fault_writes: AtomicU64,
@@ -129,6 +135,7 @@ impl Metered {
         let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         MeterReading {
             maps: of(&meter.maps),
+            device_maps: of(&meter.device_maps),
             copies: of(&meter.copies),
             unmaps: of(&meter.unmaps),
             tables_made: of(&meter.tables_made),
@@ -138,6 +145,7 @@ impl Metered {
             invalidate_entries: of(&meter.invalidate_entries),
             invalidate_ranges: of(&meter.invalidate_ranges),
             fault_reads: of(&meter.fault_reads),
+            empty_fault_reads: of(&meter.empty_fault_reads),
             page_requests: of(&meter.page_requests),
             page_request_groups: of(&meter.page_request_groups),
             fault_writes: of(&meter.fault_writes),
@@ -166,6 +174,18 @@ impl Kernel for Metered {
     ) -> Result<()> {
         add(&self.meter.maps, 1);
         self.kernel.ioas_map(ioas, iova, memory, permissions)
+    }
+
+    fn ioas_map_file(
+        &self,
+        ioas: ObjectId,
+        iova: u64,
+        memory: &SharedMemory,
+        permissions: Permissions,
+    ) -> Result<()> {
+        self.kernel.ioas_map_file(ioas, iova, memory, permissions)?;
+        add(&self.meter.device_maps, 1);
+        Ok(())
     }
 
     fn ioas_copy(&self, copy: &IoasCopy) -> Result<()> {
@@ -225,6 +245,7 @@ impl FaultFile for MeteredFaults {
         let meter = &*self.meter;
         add(&meter.fault_reads, 1);
         let len = self.file.read(buffer)?;
+        add(&meter.empty_fault_reads, usize::from(len == 0));
         let records = buffer.get(..len).unwrap_or_default().chunks_exact(FaultRecord::BYTES);
         let now = Instant::now();
         for record in records.filter_map(|bytes| FaultRecord::read_from_bytes(bytes).ok()) {

@@ -1,28 +1,31 @@
 //! A VFIO device's file, as far as the PCI function itself is concerned.
 
 use std::fs::File;
+use std::mem::offset_of;
 use std::ops::Range;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use vfio_bindings::bindings::vfio as c;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
 use vmm_sys_util::ioctl_io_nr;
 
 use super::done;
 use super::mapping::map;
 use crate::function_file::{FunctionFile, Irqs, Region};
 use crate::kernel::Result;
-use crate::memory::DeviceMemory;
+use crate::memory::{DeviceMemory, SharedMemory};
 
 ioctl_io_nr!(VFIO_DEVICE_GET_INFO, c::VFIO_TYPE as u32, c::VFIO_BASE + 7);
 ioctl_io_nr!(VFIO_DEVICE_GET_REGION_INFO, c::VFIO_TYPE as u32, c::VFIO_BASE + 8);
 ioctl_io_nr!(VFIO_DEVICE_GET_IRQ_INFO, c::VFIO_TYPE as u32, c::VFIO_BASE + 9);
 ioctl_io_nr!(VFIO_DEVICE_SET_IRQS, c::VFIO_TYPE as u32, c::VFIO_BASE + 10);
 ioctl_io_nr!(VFIO_DEVICE_RESET, c::VFIO_TYPE as u32, c::VFIO_BASE + 11);
+ioctl_io_nr!(VFIO_DEVICE_FEATURE, c::VFIO_TYPE as u32, c::VFIO_BASE + 17);
 
 /// The open file of a VFIO PCI device, of whichever kind: clones of it are the same file.
 #[derive(Clone)]
@@ -46,7 +49,26 @@ const _: () = {
     assert!(size_of::<c::vfio_region_info>() == REGION_INFO_BYTES as usize);
     assert!(size_of::<c::vfio_irq_info>() == IRQ_INFO_BYTES as usize);
     assert!(size_of::<c::vfio_irq_set>() == IRQ_SET_BYTES as usize);
+    assert!(size_of::<ShareArgument>() == SHARE_BYTES as usize);
+    let (feature, buffer) =
+        (size_of::<c::vfio_device_feature>(), size_of::<c::vfio_device_feature_dma_buf>());
+    assert!(offset_of!(ShareArgument, region_index) == feature);
+    assert!(offset_of!(ShareArgument, range) == feature + buffer);
 };
+const SHARE_BYTES: u32 = 40;
+
+/// `struct vfio_device_feature`, in it `struct vfio_device_feature_dma_buf`, and in that one range.
+#[repr(C)]
+struct ShareArgument {
+    argsz: u32,
+    flags: u32,
+    region_index: u32,
+    open_flags: u32,
+    buffer_flags: u32,
+    nr_ranges: u32,
+    range: c::vfio_region_dma_range,
+}
+
 /// Most bytes that a region's description is taken for: what a device of 1000 mappable areas would have.
 const REGION_INFO_MAX: u32 = 0x4000;
 
@@ -107,6 +129,24 @@ impl FunctionFile for FunctionHandle {
         let at = region.file_offset.checked_add(range.start).ok_or(Errno::OVERFLOW)?;
         let len = range.end.checked_sub(range.start).and_then(|len| usize::try_from(len).ok());
         map(&*self.0, at, len.ok_or(Errno::INVAL)?)
+    }
+
+    fn share(&self, index: u32, range: Range<u64>) -> Result<SharedMemory> {
+        let length = range.end.checked_sub(range.start).ok_or(Errno::INVAL)?;
+        let argument = ShareArgument {
+            argsz: SHARE_BYTES,
+            flags: c::VFIO_DEVICE_FEATURE_GET | c::VFIO_DEVICE_FEATURE_DMA_BUF,
+            region_index: index,
+            open_flags: (OFlags::RDWR | OFlags::CLOEXEC).bits(),
+            buffer_flags: 0,
+            nr_ranges: 1,
+            range: c::vfio_region_dma_range { offset: range.start, length },
+        };
+        // SAFETY: the argument is as long as its first word says and has as many ranges as it tells; it is only read.
+        let answer = unsafe { ioctl_with_ref(&*self.0, VFIO_DEVICE_FEATURE(), &argument) };
+        done(answer)?;
+        // SAFETY: the kernel just opened it for us, and nobody else knows its number.
+        Ok(SharedMemory::new(unsafe { OwnedFd::from_raw_fd(answer) }, length))
     }
 
     fn irqs(&self, kind: u32) -> Result<Irqs> {
@@ -196,6 +236,7 @@ mod tests {
         let rows = [
             ("information", function.can_reset().err()),
             ("region", function.region(0).err()),
+            ("share", function.share(0, 0..4096).err()),
             ("interrupts", function.irqs(2).err()),
             ("set interrupts", function.set_irqs(2, 0, &[None]).err()),
             ("unmask", function.unmask_irqs(0).err()),
@@ -208,7 +249,9 @@ mod tests {
         assert_eq!(function.read(&region, 0, &mut [0; 4]), Err(Errno::IO), "nothing to read");
         assert_eq!(function.read(&region, u64::MAX, &mut [0; 4]), Err(Errno::INVAL), "no such offset");
         assert_eq!(function.map(&region, 0..4096).err(), Some(Errno::NODEV));
-        assert_eq!(function.map(&region, Range { start: 4096, end: 0 }).err(), Some(Errno::INVAL));
+        let backwards = Range { start: 4096, end: 0 };
+        assert_eq!(function.map(&region, backwards.clone()).err(), Some(Errno::INVAL));
+        assert_eq!(function.share(0, backwards).err(), Some(Errno::INVAL));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use vmm_sys_util::ioctl_io_nr;
 use crate::kernel::{
     Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial, Result, VendorInfo,
 };
-use crate::memory::HostRange;
+use crate::memory::{HostRange, SharedMemory};
 use crate::object::{OPEN_IOMMUFD, refused};
 use crate::sys::done;
 
@@ -108,6 +108,25 @@ impl Kernel for Iommufd {
             ..Default::default()
         };
         self.0.map_iommu_ioas(&argument).map_err(|e| errno_of(&e))
+    }
+
+    fn ioas_map_file(
+        &self,
+        ioas: ObjectId,
+        iova: u64,
+        memory: &SharedMemory,
+        permissions: Permissions,
+    ) -> Result<()> {
+        let argument = c::iommu_ioas_map_file {
+            size: size::<c::iommu_ioas_map_file>(),
+            flags: map_flags(permissions),
+            ioas_id: ioas.0,
+            fd: memory.as_fd().as_raw_fd(),
+            start: 0,
+            length: memory.len_bytes(),
+            iova,
+        };
+        self.0.map_iommu_ioas_file(&argument).map_err(|e| errno_of(&e))
     }
 
     fn ioas_unmap(&self, ioas: ObjectId, range: IovaRange) -> Result<()> {

@@ -59,7 +59,7 @@ mod tests {
     use crate::kernel::{
         DeviceFile as _, Entries, HwptAlloc, IoasCopy, Kernel as _, ObjectId, Partial, Payload,
     };
-    use crate::memory::HostRange;
+    use crate::memory::{HostRange, SharedMemory};
 
     const ID: ObjectId = ObjectId(1);
 
@@ -83,12 +83,14 @@ mod tests {
             data,
         };
         let page = IovaRange::aligned(0, 12);
+        let shared = SharedMemory::new(File::open("/dev/null").unwrap().into(), 0x1000);
         let copy = IoasCopy { from: ID, range: page, to: ID, iova: 0, permissions: Permissions::READ_WRITE };
         let entries = Entries { kind: uapi::INVALIDATE_DATA_VTD_S1, entry_len: 24, bytes: &[0; 48] };
         let rows = [
             ("destroy", iommufd.destroy(ID).err()),
             ("IOAS", iommufd.ioas_alloc().err()),
             ("map", iommufd.ioas_map(ID, 0, &range, Permissions::READ_WRITE).err()),
+            ("map a file", iommufd.ioas_map_file(ID, 0, &shared, Permissions::READ_WRITE).err()),
             ("unmap", iommufd.ioas_unmap(ID, IovaRange::aligned(0, 12)).err()),
             ("copy", iommufd.ioas_copy(&copy).err()),
             ("usable addresses", iommufd.ioas_iova_ranges(ID).err()),

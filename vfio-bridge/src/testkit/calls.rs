@@ -23,6 +23,8 @@ calls! {
     IoasAlloc,
     /// `IOMMU_IOAS_MAP`.
     IoasMap,
+    /// `IOMMU_IOAS_MAP_FILE`.
+    IoasMapFile,
     /// `IOMMU_IOAS_UNMAP`.
     IoasUnmap,
     /// `IOMMU_IOAS_COPY`.
@@ -59,6 +61,8 @@ calls! {
     RegionWrite,
     /// `mmap` of a region.
     RegionMap,
+    /// `VFIO_DEVICE_FEATURE` with `VFIO_DEVICE_FEATURE_DMA_BUF`.
+    Share,
     /// `VFIO_DEVICE_GET_IRQ_INFO`.
     IrqInfo,
     /// `VFIO_DEVICE_SET_IRQS` with events.

@@ -3,7 +3,7 @@
 use iommu_core::{IovaRange, Permissions};
 use rustix::io::Errno;
 
-use super::space::{Space, usable};
+use super::space::{Space, Target, usable};
 use super::{Call, Damage, FakeKernel};
 use crate::kernel::{ContainerFile, Result};
 use crate::memory::HostRange;
@@ -37,7 +37,7 @@ impl FakeKernel {
     /// Where an address of a container's device leads in this process. `None`: it is refused.
     #[must_use]
     pub fn contained(&self, container: usize, address: u64) -> Option<(u64, Permissions)> {
-        self.world().containers.get(container)?.as_ref()?.lookup(address)
+        self.world().containers.get(container)?.as_ref()?.lookup_memory(address)
     }
 }
 
@@ -49,7 +49,7 @@ impl ContainerFile for FakeContainer {
         if space.len() >= CONTAINER_LIMIT {
             return Err(Errno::NOSPC);
         }
-        space.map(iova, memory.len_bytes(), (memory.host_address(), permissions), true)
+        space.map(iova, memory.len_bytes(), (Target::Memory(memory.host_address()), permissions), true)
     }
 
     fn unmap(&self, range: IovaRange) -> Result<()> {

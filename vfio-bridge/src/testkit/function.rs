@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::{Call, FakeKernel};
 use crate::function_file::{FunctionFile, Irqs, Region, irq, region};
 use crate::kernel::Result;
-use crate::memory::DeviceMemory;
+use crate::memory::{DeviceMemory, SharedMemory};
 use crate::sys::map;
 
 /// What a device is like.
@@ -34,6 +34,8 @@ pub struct Model {
     pub notices: bool,
     /// It has an interrupt line.
     pub line: bool,
+    /// Its memory can be made known to other devices.
+    pub shares: bool,
 }
 
 /// Offsets in the configuration space of [`Model::endpoint`].
@@ -113,6 +115,7 @@ impl Model {
             can_reset: true,
             notices: true,
             line: true,
+            shares: true,
         }
     }
 }
@@ -140,6 +143,8 @@ struct State {
     did: Vec<Did>,
     /// The device asserts its interrupt line; the host has masked it.
     line: (bool, bool),
+    /// Numbers of the dma-bufs that were made of it.
+    shares: Vec<usize>,
     /// Bytes of configuration space that were written, the command register left out.
     written: Vec<u16>,
 }
@@ -175,6 +180,7 @@ impl FakeFunction {
             events: Default::default(),
             did: Vec::new(),
             line: (false, false),
+            shares: Vec::new(),
             written: Vec::new(),
         };
         Self { kernel: kernel.clone(), state: Arc::new(Mutex::new(state)) }
@@ -218,6 +224,38 @@ impl FakeFunction {
     #[must_use]
     pub fn heard(&self, kind: u32) -> usize {
         self.state.lock().events.get(kind as usize).map_or(0, |all| all.iter().flatten().count())
+    }
+
+    /// Makes a dma-buf of several ranges of a BAR, which an iommufd does not take.
+    ///
+    /// # Errors
+    /// As [`FunctionFile::share`].
+    pub fn share_ranges(&self, index: u32, ranges: &[Range<u64>]) -> Result<SharedMemory> {
+        let mut state = self.enter(Call::Share)?;
+        let bar = usize::try_from(index).ok().and_then(|bar| state.model.bars.get(bar));
+        if !state.model.shares {
+            return Err(Errno::NOTTY);
+        }
+        let len = *bar.filter(|len| **len > 0).ok_or(Errno::NODEV)?;
+        let aligned = |at: u64| at & 0xfff == 0;
+        let fits = |range: &Range<u64>| {
+            range.start < range.end && range.end <= len && aligned(range.start) && aligned(range.end)
+        };
+        if ranges.is_empty() || !ranges.iter().all(fits) {
+            return Err(Errno::INVAL);
+        }
+        let revoked = state.check_memory().is_err();
+        let (number, file) = self.kernel.world().add_share(index, ranges, revoked)?;
+        state.shares.push(number);
+        Ok(SharedMemory::new(file, ranges.iter().map(|range| range.end - range.start).sum()))
+    }
+
+    /// The host takes the memory away and gives it back, unasked: somebody else reset the device.
+    pub fn revoke(&self) {
+        let state = self.state.lock();
+        let off = state.check_memory().is_err();
+        self.kernel.world().revoke_shares(&state.shares, true);
+        self.kernel.world().revoke_shares(&state.shares, off);
     }
 
     /// The device's own command register.
@@ -315,6 +353,7 @@ impl FunctionFile for FakeFunction {
         match (offset, data) {
             (COMMAND, &[low, high]) => {
                 state.did.push(Did::Command(u16::from_le_bytes([low, high])));
+                self.kernel.world().revoke_shares(&state.shares, state.check_memory().is_err());
                 if high & COMMAND_INTERRUPT_DISABLE == 0 {
                     state.line.1 = false;
                     state.tell_line();
@@ -333,6 +372,10 @@ impl FunctionFile for FakeFunction {
         let bar = state.bar(region).filter(|bar| state.model.mappable[*bar]).ok_or(Errno::INVAL)?;
         let file = state.memory[bar].as_ref().ok_or(Errno::INVAL)?;
         map(file, range.start, usize::try_from(range.end - range.start).map_err(|_| Errno::INVAL)?)
+    }
+
+    fn share(&self, index: u32, range: Range<u64>) -> Result<SharedMemory> {
+        self.share_ranges(index, &[range])
     }
 
     fn irqs(&self, kind: u32) -> Result<Irqs> {
@@ -400,6 +443,8 @@ impl FunctionFile for FakeFunction {
             return Err(Errno::INVAL);
         }
         state.did.push(Did::Reset);
+        drop(state);
+        self.revoke();
         Ok(())
     }
 }

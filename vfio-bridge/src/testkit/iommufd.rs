@@ -6,12 +6,12 @@ use rustix::io::Errno;
 use zerocopy::FromBytes as _;
 
 use super::faults::FakeFaults;
-use super::space::{LAST, Space, usable};
+use super::space::{LAST, Space, Target, usable};
 use super::{Call, Damage, FakeKernel, Object, Queue, World};
 use crate::kernel::{
     Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial, Payload, Result,
 };
-use crate::memory::{HostRange, INTERRUPT_WINDOW};
+use crate::memory::{HostRange, INTERRUPT_WINDOW, SharedMemory};
 use crate::sys::uapi::{HWPT_DATA_VTD_S1, INVALIDATE_DATA_VTD_S1, VtdS1, VtdS1Invalidate};
 
 /// What no hardware reaches.
@@ -66,7 +66,7 @@ impl World {
     }
 
     /// Whether read-only mappings are refused: VT-d hosts allow none below nested tables.
-    fn is_nest_parent(&self, ioas: u32) -> bool {
+    pub(super) fn is_nest_parent(&self, ioas: u32) -> bool {
         let feeds =
             |object: &Object| matches!(object, Object::Paging { ioas: fed, nest: true, .. } if *fed == ioas);
         self.objects.values().any(feeds)
@@ -80,7 +80,7 @@ impl World {
     }
 
     /// Whether hardware uses an address space, so that its limits show.
-    fn is_used(&self, ioas: u32) -> bool {
+    pub(super) fn is_used(&self, ioas: u32) -> bool {
         let feeds = |object: &Object| matches!(object, Object::Paging { ioas: fed, .. } if *fed == ioas);
         let attached = self.devices.iter().any(|d| d.books.values().any(|table| *table == ioas));
         attached || self.objects.values().any(feeds)
@@ -174,7 +174,20 @@ impl Kernel for FakeKernel {
             return Err(Errno::INVAL);
         }
         let used = world.is_used(ioas.0);
-        world.space(ioas.0)?.map(iova, memory.len_bytes(), (memory.host_address(), permissions), used)
+        let target = Target::Memory(memory.host_address());
+        world.space(ioas.0)?.map(iova, memory.len_bytes(), (target, permissions), used)
+    }
+
+    fn ioas_map_file(
+        &self,
+        ioas: ObjectId,
+        iova: u64,
+        memory: &SharedMemory,
+        permissions: Permissions,
+    ) -> Result<()> {
+        let mut world = self.world();
+        world.enter(Call::IoasMapFile).map_err(|f| f.errno)?;
+        world.map_share(ioas, iova, memory, permissions)
     }
 
     fn ioas_copy(&self, copy: &IoasCopy) -> Result<()> {
@@ -195,8 +208,8 @@ impl Kernel for FakeKernel {
             return Err(Errno::EXIST);
         }
         let mut iova = copy.iova;
-        for (len, host, _) in pieces {
-            space.map(iova, len, (host, wanted), used)?;
+        for (len, target, _) in pieces {
+            space.map(iova, len, (target, wanted), used)?;
             iova += len;
         }
         Ok(())

@@ -14,6 +14,7 @@ mod faults;
 mod function;
 mod iommufd;
 pub mod rules;
+mod shares;
 mod space;
 mod yes;
 
@@ -28,6 +29,7 @@ use rustix::io::Errno;
 use crate::kernel::{HwInfo, VendorInfo, capability};
 use crate::sys::uapi::{FaultRecord, VtdS1};
 
+use shares::Share;
 use space::Space;
 
 pub use calls::Call;
@@ -201,6 +203,8 @@ struct World {
     supports_pasid: bool,
     supports_nesting: bool,
     supports_copy: bool,
+    /// Ranges of devices' memory that were made known to others, open or not.
+    shares: Vec<Share>,
     audit: Audit,
 }
 
@@ -232,6 +236,19 @@ impl World {
     fn queue(&mut self, id: u32) -> Option<&mut Queue> {
         match self.objects.get_mut(&id) {
             Some(Object::FaultQueue(queue)) => Some(queue),
+            _ => None,
+        }
+    }
+
+    /// Where the kernel's own tables lead a device's requests without PASID.
+    fn space_of(&self, device: usize) -> Option<&Space> {
+        let attached = *self.devices.get(device)?.hardware.get(&None)?;
+        let ioas = match self.objects.get(&attached)? {
+            Object::Paging { ioas, .. } => *ioas,
+            _ => attached,
+        };
+        match self.objects.get(&ioas)? {
+            Object::Ioas(space) => Some(space),
             _ => None,
         }
     }
@@ -280,6 +297,7 @@ impl FakeKernel {
             supports_pasid: true,
             supports_nesting: true,
             supports_copy: true,
+            shares: Vec::new(),
             audit: Audit::default(),
         })))
     }
@@ -346,16 +364,7 @@ impl FakeKernel {
     /// `None`: it is refused.
     #[must_use]
     pub fn lookup(&self, device: usize, address: u64) -> Option<(u64, Permissions)> {
-        let world = self.world();
-        let attached = *world.devices.get(device)?.hardware.get(&None)?;
-        let ioas = match world.objects.get(&attached)? {
-            Object::Paging { ioas, .. } => *ioas,
-            _ => attached,
-        };
-        match world.objects.get(&ioas)? {
-            Object::Ioas(space) => space.lookup(address),
-            _ => None,
-        }
+        self.world().space_of(device)?.lookup_memory(address)
     }
 
     /// The device translates an address through a guest's table, and keeps it. `false` if there is no such table.

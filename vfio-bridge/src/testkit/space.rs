@@ -11,12 +11,36 @@ use crate::memory::INTERRUPT_WINDOW;
 /// What the hardware makes of addresses: the last that it takes.
 pub(super) const LAST: u64 = (1 << 48) - 1;
 
+/// What a mapping leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Target {
+    /// Memory at this address of this process.
+    Memory(u64),
+    /// A device's memory: number of the share, and offset into it.
+    Device { share: usize, offset: u64 },
+}
+
+impl Target {
+    fn plus(self, more: u64) -> Self {
+        match self {
+            Self::Memory(host) => Self::Memory(host + more),
+            Self::Device { share, offset } => Self::Device { share, offset: offset + more },
+        }
+    }
+
+    fn is_aligned(self) -> bool {
+        let (Self::Memory(at) | Self::Device { offset: at, .. }) = self;
+        at & 0xfff == 0
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Mapped {
     last: u64,
-    /// In this process.
-    host: u64,
+    target: Target,
     permissions: Permissions,
+    /// It was a device's memory, and leads nowhere any more.
+    revoked: bool,
 }
 
 /// Mappings that do not overlap, by their first address.
@@ -50,12 +74,12 @@ impl Space {
         &mut self,
         iova: u64,
         len: u64,
-        (host, permissions): (u64, Permissions),
+        (target, permissions): (Target, Permissions),
         used: bool,
     ) -> Result<()> {
         let last = iova.checked_add(len.checked_sub(1).ok_or(Errno::INVAL)?).ok_or(Errno::OVERFLOW)?;
         let range = IovaRange::new(iova, last).ok_or(Errno::INVAL)?;
-        let aligned = iova & 0xfff == 0 && len & 0xfff == 0 && host & 0xfff == 0;
+        let aligned = iova & 0xfff == 0 && len & 0xfff == 0 && target.is_aligned();
         let reserved = range.overlaps(&INTERRUPT_WINDOW) || last > LAST;
         if permissions == Permissions::NONE || !aligned || used && reserved {
             return Err(Errno::INVAL);
@@ -63,12 +87,12 @@ impl Space {
         if self.has(&range) {
             return Err(Errno::EXIST);
         }
-        self.0.insert(iova, Mapped { last, host, permissions });
+        self.0.insert(iova, Mapped { last, target, permissions, revoked: false });
         Ok(())
     }
 
     /// What is mapped without a gap at `range`: pieces with their length, address in this process and permissions.
-    pub(super) fn pieces(&self, range: &IovaRange) -> Result<Vec<(u64, u64, Permissions)>> {
+    pub(super) fn pieces(&self, range: &IovaRange) -> Result<Vec<(u64, Target, Permissions)>> {
         let mut at = Some(range.start());
         let mut pieces = Vec::new();
         for (start, mapped) in self.overlapping(range) {
@@ -77,7 +101,7 @@ impl Space {
             if at != Some(first) {
                 return Err(Errno::NOENT);
             }
-            pieces.push((last - first + 1, mapped.host + (first - start), mapped.permissions));
+            pieces.push((last - first + 1, mapped.target.plus(first - start), mapped.permissions));
             at = last.checked_add(1);
         }
         if pieces.is_empty() || at.is_some_and(|at| at <= range.last()) {
@@ -105,9 +129,25 @@ impl Space {
     }
 
     /// Where an address leads.
-    pub(super) fn lookup(&self, address: u64) -> Option<(u64, Permissions)> {
+    pub(super) fn lookup(&self, address: u64) -> Option<(Target, Permissions)> {
         let (start, mapped) = self.0.range(..=address).next_back()?;
-        (mapped.last >= address).then(|| (mapped.host + (address - start), mapped.permissions))
+        let there = mapped.last >= address && !mapped.revoked;
+        there.then(|| (mapped.target.plus(address - start), mapped.permissions))
+    }
+
+    /// Where an address leads in this process, if it is memory.
+    pub(super) fn lookup_memory(&self, address: u64) -> Option<(u64, Permissions)> {
+        match self.lookup(address)? {
+            (Target::Memory(host), permissions) => Some((host, permissions)),
+            (Target::Device { .. }, _) => None,
+        }
+    }
+
+    /// Nothing leads to a device's memory any more.
+    pub(super) fn revoke(&mut self, share: usize) {
+        let of_share =
+            |mapped: &&mut Mapped| matches!(mapped.target, Target::Device { share: it, .. } if it == share);
+        self.0.values_mut().filter(of_share).for_each(|mapped| mapped.revoked = true);
     }
 }
 

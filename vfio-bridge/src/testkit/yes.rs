@@ -9,7 +9,7 @@ use super::FULL_INFO;
 use crate::kernel::{
     DeviceFile, Entries, FaultFile, HwInfo, HwptAlloc, IoasCopy, Kernel, ObjectId, Partial, Result,
 };
-use crate::memory::HostRange;
+use crate::memory::{HostRange, SharedMemory};
 
 /// Says yes, but has no fault queues.
 #[derive(Debug, Default)]
@@ -40,6 +40,10 @@ impl Kernel for YesKernel {
     }
 
     fn ioas_map(&self, _: ObjectId, _: u64, _: &HostRange, _: Permissions) -> Result<()> {
+        Ok(())
+    }
+
+    fn ioas_map_file(&self, _: ObjectId, _: u64, _: &SharedMemory, _: Permissions) -> Result<()> {
         Ok(())
     }
 

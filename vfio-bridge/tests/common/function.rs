@@ -9,16 +9,23 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use devices::pci::PciFunction as _;
 use iommu_core::sync::Mutex;
 use iommu_core::testkit::RecordingMsi;
-use iommu_core::{Capabilities, HostError, InterruptRemapper, Msi, MsiSink, RouteListener, SourceId};
+use iommu_core::{
+    Capabilities, Domain, DomainId, HostError, HostIommu as _, InterruptRemapper, Msi, MsiSink,
+    RouteListener, SourceId,
+};
+use vfio_bridge::NestedIommu;
 use vfio_bridge::caps::Offer;
+use vfio_bridge::choice::Bridge;
 use vfio_bridge::function::{
     AssignedFunction, Connections, HostSide, InterruptShortcuts, MemorySlots, Shortcut, Shown,
 };
-use vfio_bridge::memory::DeviceMemory;
+use vfio_bridge::memory::{DeviceMemory, SharedMemory};
 use vfio_bridge::testkit::{Did, FakeFunction, FakeKernel, Model};
 use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) const SOURCE: SourceId = SourceId::from_bdf(0, 1, 0);
+/// Another device, number 0 of the kernel's.
+pub(crate) const PEER: SourceId = SourceId::from_bdf(0, 2, 0);
 
 /// The window of the machine.
 pub(crate) const WINDOW: std::ops::Range<u64> = 0xc000_0000..0xe000_0000;
@@ -144,10 +151,21 @@ impl InterruptRemapper for Remapper {
     }
 }
 
-/// The IOMMU's side: what the device was like when it was reset.
-#[derive(Default)]
+/// The IOMMU's side: how often the device was reset, and another device of the guest's.
 pub(crate) struct Side {
     pub(crate) resets: AtomicUsize,
+    bridge: Bridge,
+}
+
+impl Side {
+    /// The other device reaches all that the guest has.
+    fn new(kernel: &FakeKernel) -> Self {
+        let host = NestedIommu::new(Arc::new(kernel.clone())).expect("a host");
+        host.add_device(PEER, Box::new(kernel.add_device(0))).expect("a device");
+        let all = Domain::PassThrough { id: DomainId(0) };
+        host.set_domain(PEER, None, &all).expect("a domain");
+        Self { resets: AtomicUsize::new(0), bridge: Bridge::Nested(Arc::new(host)) }
+    }
 }
 
 impl HostSide for Side {
@@ -155,6 +173,10 @@ impl HostSide for Side {
         assert_eq!(source, SOURCE);
         self.resets.fetch_add(1, Ordering::Relaxed);
         reset();
+    }
+
+    fn share(&self, guest_address: u64, memory: &SharedMemory) -> Result<Shown, HostError> {
+        self.bridge.share(guest_address, memory)
     }
 }
 
@@ -207,12 +229,12 @@ impl Rig {
         Self {
             line: None,
             device: FakeFunction::new(&kernel, model),
+            side: Arc::new(Side::new(&kernel)),
             kernel,
             slots: Arc::default(),
             ways: Arc::default(),
             sink: Arc::default(),
             remapper: Arc::default(),
-            side: Arc::default(),
         }
     }
 

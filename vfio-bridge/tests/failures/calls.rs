@@ -30,10 +30,14 @@ fn of_function(kernel: &FakeKernel) -> FakeFunction {
 }
 
 /// The open `/dev/iommu` and the queues that come from it.
-const OF_IOMMUFD: [Row; 12] = [
+const OF_IOMMUFD: [Row; 13] = [
     ("destroy", Call::Destroy, |k| k.destroy(ID).err()),
     ("ioas_alloc", Call::IoasAlloc, |k| k.ioas_alloc().err()),
     ("ioas_map", Call::IoasMap, |k| k.ioas_map(ID, 0, &ram(), RW).err()),
+    ("ioas_map_file", Call::IoasMapFile, |k| {
+        let memory = of_function(k).share(0, 0..0x1000).unwrap();
+        k.ioas_map_file(ID, 0, &memory, RW).err()
+    }),
     ("ioas_copy", Call::IoasCopy, |k| {
         k.ioas_copy(&IoasCopy { from: ID, range: PAGE, to: ID, iova: 0, permissions: RW }).err()
     }),
@@ -68,12 +72,13 @@ const OF_DEVICES: [Row; 7] = [
 ];
 
 /// Files of devices as functions.
-const OF_FUNCTIONS: [Row; 10] = [
+const OF_FUNCTIONS: [Row; 11] = [
     ("can_reset", Call::DeviceInfo, |k| of_function(k).can_reset().err()),
     ("region", Call::RegionInfo, |k| of_function(k).region(0).err()),
     ("read", Call::RegionRead, |k| of_function(k).read(&Region::default(), 0, &mut [0; 4]).err()),
     ("write", Call::RegionWrite, |k| of_function(k).write(&Region::default(), 0, &[0; 4]).err()),
     ("map", Call::RegionMap, |k| of_function(k).map(&Region::default(), 0..0x1000).err()),
+    ("share", Call::Share, |k| of_function(k).share(0, 0..0x1000).err()),
     ("irqs", Call::IrqInfo, |k| of_function(k).irqs(1).err()),
     ("set_irqs", Call::SetIrqs, |k| of_function(k).set_irqs(1, 0, &[Some(&EventFd::new(0).unwrap())]).err()),
     ("unmask_irqs", Call::UnmaskIrqs, |k| of_function(k).unmask_irqs(0).err()),

@@ -5,9 +5,10 @@ use std::sync::{Arc, Weak};
 
 use devices::ioapic::IoApic;
 use devices::pci::PciRoot;
-use iommu_core::{Domain, DomainId, SourceId};
+use iommu_core::{Domain, DomainId, HostError, SourceId};
 use vfio_bridge::choice::Bridge;
-use vfio_bridge::function::{AssignedFunction, Connections, HostSide};
+use vfio_bridge::function::{AssignedFunction, Connections, HostSide, Shown};
+use vfio_bridge::memory::SharedMemory;
 
 use super::doors::Opened;
 use super::open::{Device, Devices};
@@ -158,6 +159,10 @@ impl HostSide for UnitSide {
             log::warn!("{source}: page requests from before its reset: {}", reasons(&error));
         }
         iommu.unit().release_host(source);
+    }
+
+    fn share(&self, guest_address: u64, memory: &SharedMemory) -> Result<Shown, HostError> {
+        self.host.share(guest_address, memory)
     }
 }
 

@@ -109,6 +109,9 @@ fn function_level_reset_leaves_no_trace() {
     assert_eq!([waiting, behind].map(|record| rig.read_record(record).status), [0, 0]);
     assert_eq!([0x40, 0x48, 0x50].map(|at| rig.read64(at)), [0; 3]);
     assert_eq!([8, 0xc].map(|at| rig.read32(control_page(0) + at)), [0; 2]);
+    // But for whoever runs the machine.
+    let counted = rig.function.counted();
+    assert_eq!((counted.completed, counted.page_requests, counted.device_tlb.misses > 0), (1, 1, true));
     rig.bring_up();
     rig.assert_alive(0);
     // Conventional reset goes the same way.

@@ -320,4 +320,8 @@ fn the_timeline_is_in_order() {
     assert!(0 < miss && miss <= sent && sent <= queued && queued <= response && response <= retry);
     assert!(retry <= now.max(rig.read64(0xc0)));
     assert_eq!([rig.read64(0xf0), rig.read64(0xf8)], [SOURCE_PAGE, 1 << 32 | 1]);
+    let counted = rig.function.counted();
+    let shares = [counted.round_trip, counted.own_share, counted.guest_share];
+    assert_eq!(shares.map(|share| share.count), [1; 3]);
+    assert!(shares[1..].iter().all(|share| share.p99_ns <= shares[0].p99_ns), "{shares:?}");
 }

@@ -2,11 +2,8 @@
 
 use std::sync::Arc;
 
-use iommu_core::testkit::RecordingMsi;
-use iommu_core::{
-    DeviceTlbCompletion, DeviceTlbInvalidation, Dma, DomainId, Endpoint, Fault, Gpa, IovaRange, PageRequest,
-    PageRequestOutcome, Pasid, Permissions, PortSet, Request, StageTag, Tag, Translation, Translator,
-};
+use iommu_core::testkit::{Computed, RecordingMsi};
+use iommu_core::{DeviceTlbCompletion, DeviceTlbInvalidation, Dma, Endpoint, Gpa, Iova, IovaRange, PortSet};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
@@ -19,31 +16,6 @@ use crate::svm::{SvmConfig, SvmFunction};
 const BASE: u64 = 1 << 40;
 const MIB: u64 = 1 << 20;
 
-/// One size for all.
-struct Sized {
-    page_bits: u32,
-}
-
-impl Translator for Sized {
-    fn translate(&self, request: &Request) -> Result<Translation, Fault> {
-        let offset = request.address.0 - BASE;
-        Ok(Translation {
-            iova: request.address,
-            base: Gpa(offset >> self.page_bits << self.page_bits),
-            page_bits: self.page_bits,
-            permissions: Permissions::READ_WRITE,
-            untranslated_only: false,
-            tag: Tag { domain: DomainId(1), pasid: Pasid::ZERO, stage: StageTag::First },
-        })
-    }
-
-    fn report(&self, _: &Fault) {}
-
-    fn page_request(&self, _: &PageRequest) -> PageRequestOutcome {
-        PageRequestOutcome::Dropped
-    }
-}
-
 struct Bench {
     function: Arc<SvmFunction<Memory>>,
     memory: Memory,
@@ -52,7 +24,7 @@ struct Bench {
 impl Bench {
     fn new(page_bits: u32) -> Self {
         let memory = Memory::from_ranges(&[(GuestAddress(0), MEMORY_BYTES)]).unwrap();
-        let translator = Arc::new(Sized { page_bits });
+        let translator = Arc::new(Computed(move |address: Iova| (Gpa(address.0 - BASE), page_bits)));
         let dma = Dma::new(SOURCE, memory.clone(), translator, Arc::new(PortSet::default()));
         let function =
             SvmFunction::new(SvmConfig::default(), &dma, Arc::new(RecordingMsi::default())).unwrap();

@@ -2,6 +2,7 @@
 
 mod descriptor;
 mod device;
+mod figures;
 mod pci;
 mod queue;
 mod regs;
@@ -15,6 +16,7 @@ use anyhow::Result;
 pub use crate::registers::Registers;
 pub use descriptor::{Completion, DESCRIPTOR_WORDS, NO_DIFFERENCE, Operation, RECORD_BYTES, Reason, Status};
 pub use device::{Counters, Device, Timeline, identify, reset, rest};
+pub use figures::figures;
 pub use pci::{ConfigSpace, PciEndpoint, find};
 pub use queue::{Portal, Queue, QueueSetup, Records, Ticket, Window, poll_record};
 pub use regs::{BAR_BYTES, ID, control, global, portal, window};

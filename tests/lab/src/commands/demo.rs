@@ -29,10 +29,12 @@ const HOST_COMMAND_LINE: &str = "console=ttyS0 loglevel=3 panic=-1 mitigations=o
     kvm.tsc_tolerance_ppm=50000 svmm.vfio \
     svmm.run=@host:--vfio=0000:00:01.0;--memory-mib=256;--stats=stderr;/bin/svm-selftest";
 const HOST_MEMORY_MIB: &str = "1536";
+/// With the console, and not past it, in every world.
+const STATS: &str = "--stats=file:/proc/self/fd/1";
 /// Stands before what the inner machine prints (see `tests/guest`, guest-init).
 const INNER: &str = "inner| ";
 
-/// Boots the guest under svmm, runs the selftest, prints its cases and one page request's way.
+/// Boots the guest under svmm, runs the selftest, prints its cases, one page request's way and what svmm counted.
 ///
 /// # Errors
 /// Something does not build, or the guest told of no case.
@@ -41,7 +43,11 @@ pub fn run(options: &cli::Demo) -> Result<bool> {
     let materials = Materials::prepare(&cache, Initrd::Tests)?;
     let mut workload = materials.workload();
     workload.commands = vec![match options.chain {
-        false => Materials::svmm_run(&options.guest, COMMAND_LINE),
+        false => {
+            let mut words = Materials::svmm_run(&options.guest, COMMAND_LINE);
+            words.push(STATS.into());
+            words
+        }
         true => {
             workload.files.extend(materials.of_host());
             host_run(&options.guest)
@@ -62,6 +68,7 @@ pub fn run(options: &cli::Demo) -> Result<bool> {
     }
     console.progress.done(&format!("console in {}", log.display()));
     show(&console.report, &codes);
+    console.levels.figures().iter().for_each(|line| println!("  {line}"));
     let agree = !options.chain || show_levels(&console.levels, &console.report);
     Ok(console.report.passed() && codes == [0] && agree)
 }
@@ -92,8 +99,7 @@ fn host_run(guest: &cli::Guest) -> Vec<Word> {
         "--memory-mib".into(),
         HOST_MEMORY_MIB.into(),
         "--nested".into(),
-        // With the console, and not past it, in every world.
-        "--stats=file:/proc/self/fd/1".into(),
+        STATS.into(),
         svm.into(),
         "--cmdline".into(),
         format!("{extra} {HOST_COMMAND_LINE}").trim().into(),

@@ -3,6 +3,7 @@
 
 use serde_json::Value;
 
+use super::figures::{figures, micro};
 use crate::ui::Table;
 
 /// Before the numbers, on a line of svmm's.
@@ -122,6 +123,14 @@ impl Levels {
         rules
     }
 
+    /// What each machine counted, one line each.
+    #[must_use]
+    pub fn figures(&self) -> Vec<String> {
+        let host = self.host.as_ref().map(figures).unwrap_or_default();
+        let guest = self.guest.as_ref().map(figures).unwrap_or_default();
+        host.into_iter().chain(guest.into_iter().map(|line| format!("inner {line}"))).collect()
+    }
+
     /// The numbers, side by side.
     #[must_use]
     pub fn table(&self) -> Table {
@@ -146,10 +155,6 @@ impl Levels {
         };
         name.into_iter().filter_map(line).collect()
     }
-}
-
-fn micro(nanoseconds: u64) -> String {
-    format!("{}.{} us", nanoseconds / 1000, nanoseconds % 1000 / 100)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What guest programs print about their tests, read back.
 
+pub mod figures;
 pub mod levels;
 pub mod tap;
 pub mod timeline;

@@ -14,6 +14,7 @@ use vfio_bridge::testkit::rules;
 pub(crate) use guest::program::Needs;
 
 use crate::mock::Mock;
+use crate::peers;
 use crate::rig::{PAGES, Place, Rig};
 use crate::tables::domain;
 
@@ -25,6 +26,7 @@ pub(crate) fn all() -> Vec<Case> {
     vec![
         Case::new("mock-devices-keep-the-rules", Needs::Translation, |bench| bench.rules()),
         Case::new("auto", Needs::Translation, |bench| bench.opens(Wanted::Auto)),
+        Case::new("device-memory", Needs::Translation, |bench| bench.device_memory(Wanted::Auto)),
         Case::new("shadow-passes-through", Needs::Translation, |bench| bench.passes(Wanted::Shadow)),
         Case::new("shadow-churn", Needs::Translation, |bench| bench.churn(Wanted::Shadow)),
         Case::new("shadow-refuses", Needs::Translation, |bench| bench.refuses(Wanted::Shadow)).provoking(),
@@ -107,6 +109,12 @@ impl<'a> Bench<'a> {
 
     fn opens(&mut self, wanted: Wanted) -> Result<()> {
         self.rig(wanted).map(drop)
+    }
+
+    /// The endpoint's own memory, for other devices.
+    fn device_memory(&mut self, wanted: Wanted) -> Result<()> {
+        let rig = self.rig(wanted)?;
+        peers::device_memory(self.place, &rig)
     }
 
     /// A buffer of pages from anywhere, in any order, with random bytes; announced.

@@ -7,6 +7,7 @@
 
 mod cases;
 mod mock;
+mod peers;
 mod rig;
 mod tables;
 

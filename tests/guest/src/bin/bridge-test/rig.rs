@@ -13,7 +13,7 @@ use iommu_core::{Domain, HostError, Invalidation, IovaRange, Scope, SourceId};
 use vfio_bridge::choice::{Choice, Doors, Wanted};
 use vfio_bridge::choose;
 use vfio_bridge::kernel::{ContainerFile, DeviceFile, Kernel};
-use vfio_bridge::sys::{Cdev, Container, Iommufd};
+use vfio_bridge::sys::{Cdev, Container, FunctionHandle, Iommufd};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::tables::{DOMAIN, Tables};
@@ -42,6 +42,11 @@ impl Place {
         let group = fs::read_link(folder.join("iommu_group")).context("no IOMMU group")?;
         let group = Path::new("/dev/vfio").join(group.file_name().context("no group")?);
         Ok(Self { name, node, group })
+    }
+
+    /// The endpoint's address on the bus.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 }
 
@@ -91,7 +96,7 @@ pub(crate) struct Rig {
     pub(crate) memory: Mapping,
     records: Arc<Mapping>,
     pub(crate) registers: Arc<dyn Registers>,
-    _device: File,
+    pub(crate) device: File,
 }
 
 impl Rig {
@@ -112,7 +117,12 @@ impl Rig {
         ensure!(registers.read32(global::STATUS) & global::BUS_MASTER != 0, "bus mastering stays off");
         endpoint::identify(registers.as_ref())?;
         endpoint::reset(registers.as_ref())?;
-        Ok(Self { choice, tables, memory, records: Arc::new(records), registers, _device: device })
+        Ok(Self { choice, tables, memory, records: Arc::new(records), registers, device })
+    }
+
+    /// The endpoint as an assigned function knows it.
+    pub(crate) fn function(&self) -> Result<FunctionHandle> {
+        Ok(FunctionHandle::from_fd(self.device.try_clone().context("no more files")?.into()))
     }
 
     /// Binds the endpoint.
@@ -163,12 +173,15 @@ fn shared(pages: usize) -> Result<(FileOffset, Mapping)> {
     Ok((FileOffset::new(file, 0), mapping))
 }
 
+/// Where VFIO has the command register: region 7.
+pub(crate) const COMMAND: u64 = (7 << 40) + 4;
+/// Its bits for memory space and bus mastering.
+pub(crate) const MEMORY_AND_MASTER: u16 = 0b110;
+
 /// Switches memory space and bus mastering on.
 fn master(device: &File) -> Result<()> {
-    /// Where VFIO has the command register: region 7.
-    const COMMAND: u64 = (7 << 40) + 4;
     let mut word = [0; 2];
     device.read_exact_at(&mut word, COMMAND).context("no configuration space")?;
-    let command = u16::from_le_bytes(word) | 0b110;
+    let command = u16::from_le_bytes(word) | MEMORY_AND_MASTER;
     device.write_all_at(&command.to_le_bytes(), COMMAND).context("no configuration space")
 }

@@ -29,6 +29,12 @@ pub(crate) enum Action {
     Host(Vec<String>),
     /// The same, and kill its svmm so many milliseconds after its program began.
     KillHost(u64, Vec<String>),
+    /// The same, and take its first device away from it so many milliseconds after its program began.
+    UnbindHost(u64, Vec<String>),
+    /// Boot a guest inside by a user without rights, who may lock so many KiB of memory.
+    UserHost(u64, Vec<String>),
+    /// Wait until the SVM endpoint is gone: until it reads as ones.
+    UntilGone,
     /// The command line holds something that is none of the above.
     Unknown(String),
 }
@@ -61,11 +67,17 @@ fn one(value: &str) -> Action {
             Action::Hibernate(mode.to_owned())
         }
         ("host", argument) => Action::Host(parts(argument)),
-        ("kill-host", argument) => {
-            let (milliseconds, rest) = argument.split_once(';').unwrap_or((argument, ""));
-            let killed = |milliseconds| Action::KillHost(milliseconds, parts(rest));
-            milliseconds.parse().map_or_else(|_| Action::Unknown(value.to_owned()), killed)
+        ("kill-host" | "unbind-host" | "user-host", argument) => {
+            let (number, rest) = argument.split_once(';').unwrap_or((argument, ""));
+            let action = match verb {
+                "kill-host" => Action::KillHost,
+                "unbind-host" => Action::UnbindHost,
+                _ => Action::UserHost,
+            };
+            let numbered = |number| action(number, parts(rest));
+            number.parse().map_or_else(|_| Action::Unknown(value.to_owned()), numbered)
         }
+        ("until-gone", "") => Action::UntilGone,
         ("exit", status) => status.parse().map_or_else(|_| Action::Unknown(value.to_owned()), Action::Exit),
         _ => Action::Unknown(value.to_owned()),
     }
@@ -106,6 +118,13 @@ mod tests {
             ("no test mode", "svmm.run=@hibernate:x", vec![Action::Unknown("@hibernate:x".into())]),
             ("a host", "svmm.run=@host:--a=b,c;/x,y;", vec![Action::Host(strings(&["--a=b,c", "/x,y"]))]),
             ("a host killed", "svmm.run=@kill-host:50;/x", vec![Action::KillHost(50, strings(&["/x"]))]),
+            (
+                "unbound",
+                "svmm.run=@unbind-host:9;--vfio=x",
+                vec![Action::UnbindHost(9, strings(&["--vfio=x"]))],
+            ),
+            ("a user's", "svmm.run=@user-host:64;/x", vec![Action::UserHost(64, strings(&["/x"]))]),
+            ("gone", "svmm.run=@until-gone", vec![Action::UntilGone]),
             ("killed when?", "svmm.run=@kill-host:/x", vec![Action::Unknown("@kill-host:/x".into())]),
             ("no status", "svmm.run=@exit:", vec![Action::Unknown("@exit:".into())]),
             ("a strange verb", "svmm.run=@dance", vec![Action::Unknown("@dance".into())]),

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -25,6 +27,29 @@ pub(crate) fn bind_all(kinds: &[Kind], bind: impl Fn(&Path) -> Result<PathBuf>) 
             Err(error) => format!("{}: {error:#}", name(&path)),
         })
         .collect()
+}
+
+/// How long an endpoint is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until the first SVM endpoint reads as ones. The status of that: 0, or 1 if it never does.
+pub(crate) fn wait_until_gone() -> u32 {
+    let Some(endpoint) = find(&[ENDPOINT]).into_iter().next() else {
+        println!("guest-init: there is no endpoint");
+        return 1;
+    };
+    println!("guest-init: waits until {} is gone", name(&endpoint));
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        let gone = fs::read(endpoint.join("config")).is_ok_and(|bytes| bytes.starts_with(&[0xff; 4]));
+        if gone {
+            println!("guest-init: {} is gone", name(&endpoint));
+            return 0;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    println!("guest-init: {} stays", name(&endpoint));
+    1
 }
 
 /// Drivers that come get no interrupts for functions of this kind.

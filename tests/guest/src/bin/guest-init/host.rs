@@ -1,5 +1,6 @@
 //! This guest as the host of another: svmm, run inside, with a kernel and an initial file system of the image.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use guest::diagnosis;
+
+use crate::user;
 
 /// What every inner guest's kernel is told, before the words of its own. Its page tables have four levels because
 /// this machine's have, which was started as an ELF file: Linux takes no page request for an address that its own tables
@@ -23,7 +26,9 @@ const SVMM_BASE: u32 = 40;
 /// Status for an svmm that could not be started, or that ended before it was to be killed.
 const FAILED: u32 = 39;
 /// The inner guest's program is at work.
-const AT_WORK: &str = "TAP version";
+const AT_WORK: [&str; 2] = ["TAP version", "guest-init: waits "];
+/// Where a driver's devices are taken away, and given back.
+const DRIVER: &str = "/sys/bus/pci/drivers/vfio-pci";
 /// After so long without a line, what this machine knows of the reasons is printed.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -34,6 +39,10 @@ pub(crate) enum End {
     Natural,
     /// Its svmm is killed so many milliseconds after its program began to work.
     Killed(u64),
+    /// By itself; its svmm is that of a user without rights, who may lock so many KiB of memory.
+    User(u64),
+    /// Its first device is taken away so many milliseconds after its program began to work.
+    Unbound(u64),
 }
 
 /// Boots an inner guest and waits for it. Of `words`, those that begin with `--` are options of svmm, those that begin
@@ -57,16 +66,23 @@ pub(crate) fn run(words: &[String], end: End) -> u32 {
 /// The status for an exit code; `None` is a signal. Pure.
 fn status(code: Option<u32>, end: End) -> u32 {
     match (code, end) {
-        (None, End::Killed(_)) | (Some(0), End::Natural) => 0,
-        (Some(code), End::Natural) if code > STATUS_BASE => code - STATUS_BASE,
-        (Some(code), End::Natural) => SVMM_BASE + code,
-        _ => FAILED,
+        (None, End::Killed(_)) | (Some(0), End::Natural | End::User(_) | End::Unbound(_)) => 0,
+        (None, _) | (Some(_), End::Killed(_)) => FAILED,
+        (Some(code), _) if code > STATUS_BASE => code - STATUS_BASE,
+        (Some(code), _) => SVMM_BASE + code,
     }
 }
 
 fn boot(words: &[String], end: End) -> Result<Option<u32>> {
-    let mut child = Command::new("/bin/svmm")
-        .args(arguments(words))
+    let mut command = Command::new("/bin/svmm");
+    let _passed = match end {
+        End::User(kib) => user::prepare(&mut command, arguments(words), kib)?,
+        _ => {
+            command.args(arguments(words));
+            Vec::new()
+        }
+    };
+    let mut child = command
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -86,21 +102,35 @@ fn boot(words: &[String], end: End) -> Result<Option<u32>> {
             let _end_of_console = end_of_console;
             relay(console, |line| {
                 lines.fetch_add(1, Ordering::Relaxed);
-                if line.starts_with(AT_WORK) {
+                if AT_WORK.iter().any(|start| line.starts_with(start)) {
                     let _ = tell.send(());
                 }
             });
         });
-        if let End::Killed(after) = end
+        if let End::Killed(after) | End::Unbound(after) = end
             && told.recv().is_ok()
         {
             thread::sleep(Duration::from_millis(after));
-            kill(&mut child);
+            match end {
+                End::Unbound(_) => unbind(words),
+                _ => kill(&mut child),
+            }
         }
     });
     let status = child.wait().context("cannot wait for it")?;
     let _ = errors.join();
     Ok(status.code().and_then(|code| u32::try_from(code).ok()))
+}
+
+/// Takes the first device away from VFIO, which waits until nobody has it open, and gives it back.
+fn unbind(words: &[String]) {
+    let device = words.iter().find_map(|word| word.strip_prefix("--vfio="));
+    let address = device.and_then(|device| device.split(',').next()).unwrap_or_default();
+    let start = Instant::now();
+    let unbound = fs::write(format!("{DRIVER}/unbind"), address);
+    let milliseconds = start.elapsed().as_millis();
+    println!("guest-init: {address} taken away: {unbound:?} after {milliseconds} ms");
+    println!("guest-init: {address} given back: {:?}", fs::write(format!("{DRIVER}/bind"), address));
 }
 
 fn kill(child: &mut Child) {
@@ -175,6 +205,8 @@ mod tests {
             ("a program failed", Some(65), End::Natural, 1),
             ("KVM failed", Some(1), End::Natural, 41),
             ("status without a number", Some(64), End::Natural, 104),
+            ("went on without its device", Some(0), End::Unbound(0), 0),
+            ("failed without its device", Some(65), End::Unbound(0), 1),
             ("killed from elsewhere", None, End::Natural, FAILED),
             ("killed as wanted", None, End::Killed(0), 0),
             ("too late to kill", Some(0), End::Killed(0), FAILED),

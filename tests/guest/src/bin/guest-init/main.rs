@@ -17,6 +17,9 @@
 //! | `@hibernate:disk` | hibernates to the first disk and powers off; a kernel with `resume=/dev/vda` goes on after it |
 //! | `@host:WORD;WORD` | runs `/bin/svmm` with `/boot/bzImage` and `/boot/initrd`; a WORD is an option of svmm, a word that begins with `svmm.`, or a `svmm.run=` of the inner guest. Its lines come behind `inner\| ` |
 //! | `@kill-host:MS;WORD` | the same, and kills svmm MS milliseconds after the inner guest's program began |
+//! | `@unbind-host:MS;WORD` | the same, and takes the device of the first `--vfio=ADDRESS` away from `vfio-pci`, then gives it back |
+//! | `@user-host:KIB;WORD` | the same, by a user without rights who may lock KIB KiB of memory. In options of svmm, a path behind `fd=` becomes the number of that file, opened before |
+//! | `@until-gone` | waits until the SVM endpoint reads as ones |
 //!
 //! Without `svmm.run=`: a shell if the image holds one, else the selftest. With the word
 //! `svmm.verbose` kernel messages keep reaching the console while programs run; with `svmm.unbound` the endpoint is left
@@ -37,6 +40,7 @@ mod modules;
 mod power;
 mod sys;
 mod units;
+mod user;
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -125,6 +129,9 @@ fn perform(actions: &[Action]) -> Option<u32> {
             Action::Hibernate(mode) => note(power::hibernate(mode)),
             Action::Host(words) => note(host::run(words, host::End::Natural)),
             Action::KillHost(after, words) => note(host::run(words, host::End::Killed(*after))),
+            Action::UnbindHost(after, words) => note(host::run(words, host::End::Unbound(*after))),
+            Action::UserHost(kib, words) => note(host::run(words, host::End::User(*kib))),
+            Action::UntilGone => note(endpoint::wait_until_gone()),
             Action::Unknown(word) => {
                 println!("guest-init: svmm.run={word} is not understood");
                 note(NOT_UNDERSTOOD);

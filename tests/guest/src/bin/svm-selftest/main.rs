@@ -83,6 +83,9 @@ fn run(options: &Options) -> Result<bool> {
     let measured = may_measure.then(DriverLatency::start).flatten();
     let work = |case: &Case| work(options, endpoint.as_ref(), case);
     let passed = options.common.run("svm-selftest", &chosen, work, &page_requests)?;
+    if may_measure {
+        endpoint::figures(registers.as_ref()).iter().for_each(|line| println!("{FIGURE}{line}"));
+    }
     if let Some(measured) = measured {
         measured.lines().iter().for_each(|line| println!("{FIGURE}{line}"));
     }

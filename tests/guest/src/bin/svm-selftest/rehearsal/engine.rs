@@ -8,7 +8,7 @@ use anyhow::Result;
 
 use super::Flaw;
 use super::memory::Memory;
-use super::operation::{ABORTED, End, record_bytes};
+use super::operation::{ABORTED, End, write_record};
 use super::queue::{Job, QueueState};
 use super::sharing::Sharing;
 use crate::endpoint::{DESCRIPTOR_WORDS, Operation, Registers, control, global, portal, window};
@@ -33,8 +33,27 @@ pub(super) struct State {
     asked: u64,
     asker: u64,
     sequence: u64,
+    /// Engines in use; with 0 every queue has one.
+    engines: u32,
     /// Counts resets: what a device knows of memory ends with each.
     resets: u64,
+}
+
+impl State {
+    /// Whether a queue may begin a descriptor: always, or if it is furthest behind its share of the only engine.
+    fn has_turn(&self, index: usize, flaw: Flaw) -> bool {
+        if self.engines != 1 {
+            return true;
+        }
+        if flaw == Flaw::Starves {
+            let queue = &self.queues[index];
+            return !queue.enabled || self.queues.iter().all(|other| other.priority <= queue.priority);
+        }
+        let moved =
+            |index: usize| (self.queues[index].bytes / u64::from(self.queues[index].priority + 1), index);
+        let others = (0..QUEUES).filter(|&other| self.queues[other].occupancy() > 0);
+        others.map(moved).all(|other| moved(index) <= other)
+    }
 }
 
 /// The model.
@@ -98,21 +117,20 @@ impl Engine {
         queue.generation == job.generation && job.number > queue.aborted
     }
 
-    /// Shows how a descriptor ended: counters first, then the record, then the interrupt.
+    /// Shows how a descriptor ended.
     pub(super) fn tell(&self, index: usize, memory: &mut Memory, words: &[u64; DESCRIPTOR_WORDS], end: &End) {
         let (operation, tag, record) = Operation::decode(words);
+        // Whoever sees the record looks at the counters next.
+        let counted = memory.requests;
+        self.count(index, memory, counted);
+        self.state().queues[index].bytes += end.completed;
         let aborted = end.status == ABORTED;
-        let wanted = words[0] & WANTS_RECORD != 0 && !(aborted && self.flaw == Flaw::SilentAbort);
-        let bytes = record_bytes(memory.requests, end, tag);
-        let (status, rest) = bytes.split_at(8);
-        memory.asks = !aborted;
-        // What is waited for is the status; it comes last.
-        let begun = wanted && memory.reachable && memory.write_now(record + 8, rest).is_ok();
-        self.count(index, memory);
-        self.complete(index, memory);
-        if wanted && !(begun && memory.write_now(record, status).is_ok()) {
-            self.lose(index, record);
-        }
+        let told = (aborted && self.flaw == Flaw::SilentAbort)
+            || words[0] & WANTS_RECORD == 0
+            || (memory.reachable && write_record(memory, end, tag, record, aborted).is_ok());
+        let more = memory.requests - counted;
+        self.count(index, memory, more);
+        self.complete(index, memory, (!told).then_some(record));
         if operation.interrupts() || self.flaw == Flaw::Chatty {
             self.send_interrupt(index);
         }
@@ -122,6 +140,9 @@ impl Engine {
         let mut state = self.state();
         loop {
             for &index in queues {
+                if !state.has_turn(index, self.flaw) {
+                    continue;
+                }
                 let pending = &mut state.queues[index].pending;
                 let next = if self.flaw == Flaw::Reorders { pending.pop_back() } else { pending.pop_front() };
                 if let Some(job) = next {
@@ -133,27 +154,23 @@ impl Engine {
         }
     }
 
-    fn count(&self, index: usize, memory: &mut Memory) {
+    fn count(&self, index: usize, memory: &mut Memory, page_requests: u64) {
         let mut state = self.state();
         state.page_groups += std::mem::take(&mut memory.groups);
-        state.page_requests += memory.requests;
-        state.queues[index].page_requests += memory.requests;
+        state.page_requests += page_requests;
+        state.queues[index].page_requests += page_requests;
     }
 
-    fn lose(&self, index: usize, record: u64) {
-        let mut state = self.state();
-        if self.flaw != Flaw::Uncounted {
-            state.records_lost += 1;
-            state.queues[index].record_lost = record;
-        }
-    }
-
-    fn complete(&self, index: usize, memory: &Memory) {
+    fn complete(&self, index: usize, memory: &Memory, lost: Option<u64>) {
         let mut state = self.state();
         if self.flaw == Flaw::Uncounted {
             return;
         }
         state.completed += 1;
+        if let Some(record) = lost {
+            state.records_lost += 1;
+            state.queues[index].record_lost = record;
+        }
         if let Some(address) = memory.asked {
             state.asked = address;
             state.asker = index as u64;
@@ -246,6 +263,7 @@ impl Registers for Engine {
                 control::PASID => queue.pasid,
                 control::IRQ => queue.irq,
                 control::OCCUPANCY => queue.occupancy(),
+                control::PRIORITY => queue.priority,
                 _ => 0,
             };
         }
@@ -256,8 +274,8 @@ impl Registers for Engine {
         match offset {
             global::ID => 0x314d_5653,
             global::VERSION => 2,
-            // No engines: a queue has one of its own.
-            global::LIMITS => 0x0a10_1000,
+            global::LIMITS => 0x0a10_1004,
+            global::ENGINES => state.engines,
             global::COMMAND_STATUS => state.sharing.command_state(&state.queues, self.flaw),
             global::CAPS => 4 | DEPTH_LOG2 << 8 | u32::from(pri) << 16 | 1 << 17,
             global::STATUS => 0b1011 | u32::from(pri) << 2,
@@ -270,6 +288,7 @@ impl Registers for Engine {
         if let Some((index, register)) = page_of(offset, control::offset(0, 0)) {
             return match register {
                 control::PAGE_REQUESTS => state.queues[index].page_requests,
+                control::BYTES => state.queues[index].bytes,
                 control::RECORD_LOST => state.queues[index].record_lost,
                 _ => 0,
             };
@@ -294,9 +313,13 @@ impl Registers for Engine {
             state.resets += 1;
             state.queues.iter_mut().for_each(|queue| queue.enable(false));
             state.sharing.close();
+            self.changed.notify_all();
         } else if offset == global::COMMAND {
             let State { sharing, queues, .. } = &mut *state;
             sharing.command(value, queues);
+            self.changed.notify_all();
+        } else if offset == global::ENGINES {
+            state.engines = value;
             self.changed.notify_all();
         } else if state.sharing.write(offset, value) {
         } else if let Some((index, register)) = page_of(offset, control::offset(0, 0)) {
@@ -308,6 +331,7 @@ impl Registers for Engine {
                 }
                 control::PASID if !queue.enabled => queue.pasid = value,
                 control::IRQ => queue.irq = value,
+                control::PRIORITY => queue.priority = value,
                 _ => {}
             }
         }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::os::unix::fs::FileExt;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -13,10 +13,6 @@ use crate::sys::{PAGE, PAGE_BYTES, PageMap, PageState, copy_from_self, copy_to_s
 
 /// How long a page request takes; about what a guest's kernel needs.
 const REQUEST: Duration = Duration::from_micros(100);
-
-/// How long a page may be in neither place while the kernel moves it, which looks as if it was in swap. Ample: whoever
-/// moves it may have to wait for a processor.
-const MOVE: Duration = Duration::from_millis(20);
 
 /// Why a page could not be reached.
 #[derive(Clone, Copy, Debug)]
@@ -190,7 +186,7 @@ impl Memory {
     /// Whether the kernel has the page in place, and for this process alone if it is to be written.
     /// That it may be written at all is not to be seen here.
     fn is_there(&self, address: u64, write: bool) -> bool {
-        let Some(page) = self.settled(address) else { return false };
+        let Some(page) = self.page(address) else { return false };
         // In this order: to try an access brings an absent page in.
         page.is_present()
             && if write {
@@ -198,19 +194,6 @@ impl Memory {
             } else {
                 copy_from_self(address, &mut [0]).is_ok()
             }
-    }
-
-    /// The page where it comes to rest: what the machine's compaction moves just now is not absent, and a case that
-    /// expects no page request knows nothing of it.
-    fn settled(&self, address: u64) -> Option<PageState> {
-        let start = Instant::now();
-        loop {
-            let page = self.page(address)?;
-            if !page.is_swapped() || start.elapsed() > MOVE {
-                return Some(page);
-            }
-            thread::yield_now();
-        }
     }
 
     fn page(&self, address: u64) -> Option<PageState> {

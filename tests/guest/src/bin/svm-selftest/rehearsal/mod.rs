@@ -99,6 +99,8 @@ pub(crate) enum Flaw {
     Narrow,
     /// The driver shows another number each time, and none is a PASID.
     WanderingPasid,
+    /// With one engine, only the queues of the highest priority get it.
+    Starves,
     /// PASIDs of 5 bits, of which there are always more.
     EndlessPasids,
     /// Configuration space says that neither ATS nor PASID is on.

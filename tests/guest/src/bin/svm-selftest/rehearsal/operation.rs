@@ -54,8 +54,13 @@ pub(super) fn is_valid(operation: &Operation, record: u64) -> bool {
         && fits(operation.destination)
 }
 
-/// The record of a descriptor that made so many page requests. **Pure.**
-pub(super) fn record_bytes(requests: u64, end: &End, tag: u32) -> [u8; 32] {
+pub(super) fn write_record(
+    memory: &mut Memory,
+    end: &End,
+    tag: u32,
+    record: u64,
+    aborted: bool,
+) -> Result<(), Refusal> {
     let refusal = end.refusal.unwrap_or(Refusal { address: 0, write: false, reason: Reason::NotAccessible });
     let reason = match refusal.reason {
         Reason::NoPageRequests => 1,
@@ -63,7 +68,7 @@ pub(super) fn record_bytes(requests: u64, end: &End, tag: u32) -> [u8; 32] {
         _ => 0,
     };
     let information = u8::from(refusal.write) | reason << 1;
-    let requests = u16::try_from(requests).unwrap_or(u16::MAX);
+    let requests = u16::try_from(memory.requests).unwrap_or(u16::MAX);
     let mut bytes = [0; 32];
     bytes[0] = end.status;
     bytes[1] = information;
@@ -72,7 +77,9 @@ pub(super) fn record_bytes(requests: u64, end: &End, tag: u32) -> [u8; 32] {
     bytes[8..16].copy_from_slice(&end.completed.to_le_bytes());
     bytes[16..24].copy_from_slice(&refusal.address.to_le_bytes());
     bytes[24..32].copy_from_slice(&end.result.to_le_bytes());
-    bytes
+    memory.asks = !aborted;
+    memory.write_now(record + 8, &bytes[8..])?;
+    memory.write_now(record, &bytes[..8])
 }
 
 /// An operation at work.

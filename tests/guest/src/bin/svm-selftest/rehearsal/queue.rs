@@ -25,6 +25,7 @@ pub(super) struct QueueState {
     pub(super) generation: u64,
     pub(super) pasid: u32,
     pub(super) irq: u32,
+    pub(super) priority: u32,
     pub(super) portal: Page,
     pub(super) pending: VecDeque<Job>,
     pub(super) at_work: bool,
@@ -36,6 +37,7 @@ pub(super) struct QueueState {
     /// By page, what did not succeed.
     pub(super) failures: [u64; 1 + window::COUNT],
     pub(super) page_requests: u64,
+    pub(super) bytes: u64,
     pub(super) record_lost: u64,
 }
 
