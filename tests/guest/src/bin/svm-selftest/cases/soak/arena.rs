@@ -56,7 +56,7 @@ impl Arena {
         let destination = source + length + random.below(self.base + HALF - source - 2 * length);
         let ahead = u8::try_from(random.below(2) * random.below(AHEAD + 1)).unwrap_or(0);
         let (from, to) = (self.memory.at(source), self.memory.at(destination));
-        let (operation, completed, result) = match random.below(6) {
+        let (operation, completed, result) = match random.below(7) {
             0 | 1 => {
                 self.model.copy_within(source..source + length, destination);
                 (Operation::copy(from, to, length), length, 0)
@@ -73,12 +73,16 @@ impl Arena {
                 let result = difference.map_or(NO_DIFFERENCE, |at| at as u64);
                 (Operation::compare(from, to, length), difference.unwrap_or(length), result)
             }
+            5 => (Operation::prefetch(from, length, random.below(2) == 0), length, 0),
             _ => {
                 let sum = model::crc32c(&self.model[source..source + length], 0);
                 (Operation::crc(from, length, 0), length, u64::from(sum))
             }
         };
-        Planned { operation: operation.with_ahead(ahead), completed, result }
+        let operation = operation.with_ahead(ahead);
+        // None before it fails, so a fence lets it pass.
+        let operation = if self.random.below(8) == 0 { operation.with_fence() } else { operation };
+        Planned { operation, completed, result }
     }
 
     /// Of eight operations, five are shorter than a page's quarter, two than a page.
@@ -98,8 +102,14 @@ impl Arena {
         let pages = 1 + self.random.below((most - page).min(TAKEN));
         let start = HALF - self.base + page * PAGE;
         let range = start..start + pages * PAGE;
-        self.model[range.clone()].fill(0);
-        let taking = if self.random.below(3) == 0 { Taking::Replace } else { Taking::Discard };
+        let taking = match self.random.below(4) {
+            0 => Taking::Replace,
+            1 => Taking::Protect,
+            _ => Taking::Discard,
+        };
+        if taking != Taking::Protect {
+            self.model[range.clone()].fill(0);
+        }
         Chore { memory: self.memory.clone(), range, taking }
     }
 

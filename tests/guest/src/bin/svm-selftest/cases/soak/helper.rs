@@ -7,15 +7,17 @@ use std::thread;
 
 use anyhow::Result;
 
-use crate::sys::{Mapping, PAGE};
+use crate::sys::{Mapping, PAGE, Protection};
 
 /// How pages go.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taking {
     /// The kernel drops them.
     Discard,
     /// Another mapping takes their place.
     Replace,
+    /// They may not be reached for a moment, and are what they were afterwards.
+    Protect,
 }
 
 /// What the thread is asked to do.
@@ -35,6 +37,10 @@ impl Chore {
         match self.taking {
             Taking::Discard => self.memory.discard(self.range)?,
             Taking::Replace => self.memory.replace(self.range)?,
+            Taking::Protect => {
+                self.memory.protect(self.range.clone(), Protection::None)?;
+                self.memory.protect(self.range, Protection::ReadWrite)?;
+            }
         }
         Ok(pages)
     }
