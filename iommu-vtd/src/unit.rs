@@ -219,9 +219,9 @@ impl<M: TableMemory> Unit<M> {
     /// never will.
     ///
     /// The manual asks for this only of a wait descriptor with the drain flag, which has hosts hand in what they have
-    /// before. Here every invalidation of contexts and
-    /// PASIDs does it: Linux (7.3 at least) looks into its queue *before* that wait, and when the wait is done
-    /// it frees what belongs to requests of the PASID. One that came in between would be handled after it was freed.
+    /// before. Here every invalidation of contexts and PASIDs does it: Linux (7.3 at least) looks into its queue *before*
+    /// that wait, and when the wait is done it frees what belongs to requests of the PASID. One that came in between would
+    /// be handled after it was freed.
     fn drain_page_requests(&self) {
         drop(self.arriving.write());
     }

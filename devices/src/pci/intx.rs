@@ -19,6 +19,12 @@ struct State {
     messages: bool,
 }
 
+impl State {
+    fn is_asserted(self) -> bool {
+        self.pending && !self.disabled && !self.messages
+    }
+}
+
 /// The line.
 pub(super) struct Intx {
     line: Arc<dyn IrqLine>,
@@ -51,8 +57,11 @@ impl Intx {
         self.change(State::default());
     }
 
+    /// The line is told of changes only: a device with messages comes by with every one of them.
     fn change(&mut self, state: State) {
-        self.state = state;
-        self.line.set(state.pending && !state.disabled && !state.messages);
+        let before = std::mem::replace(&mut self.state, state).is_asserted();
+        if before != state.is_asserted() {
+            self.line.set(!before);
+        }
     }
 }

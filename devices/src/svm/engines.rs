@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 use super::spec::{MAX_ENGINES, MAX_QUEUES};
 
 const QUEUES: usize = MAX_QUEUES as usize;
+const _: () = assert!(QUEUES <= u32::BITS as usize, "each has a bit in `Shares::waiting`");
 /// What a piece costs besides its bytes.
 const PIECE_BYTES: u64 = 4096;
 /// Passes of the highest weight still go forward by a number that is exact enough.
