@@ -2,6 +2,7 @@
 //! device writes too, raw system calls, and the way in which cases are run and told.
 #![deny(unsafe_code)]
 
+pub mod cpus;
 pub mod diagnosis;
 pub mod driver_latency;
 pub mod endpoint;

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use guest::cpus::{self, pin};
 use guest::endpoint::Operation;
 use guest::expect::{same, success};
 use guest::suite::Skip;
 use guest::sys::{Mapping, PAGE, Protection, Sharing};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{Case, Needs::PageRequests};
 use crate::bench::{Bench, Lane, soon};
@@ -72,29 +72,34 @@ fn lost(bench: &mut Bench<'_>) -> Result<()> {
 
 /// A device that is there and never answers keeps a CPU busy until another makes it answer.
 fn lost_until_off(bench: &mut Bench<'_>) -> Result<()> {
-    let all = sched_getaffinity(None)?;
-    if all.count() < 2 {
-        bail!(Skip("one CPU has nobody to help it"));
-    }
+    let helped = cpus::and_back(|all| {
+        if all.count() < 2 {
+            bail!(Skip("one CPU has nobody to help it"));
+        }
+        take_away_helped(bench)
+    })?;
+    let lost = helped?;
+    bench.log.wait(&[CLEARED], soon())?;
+    bench.notes.push(format!("{lost} completions lost until it was switched off"));
+    Ok(())
+}
+
+/// Has every completion lost on one CPU while the helper waits for it on another; how many were lost.
+fn take_away_helped(bench: &mut Bench<'_>) -> Result<u32> {
     let lane = bench.lane()?;
     let board = bench.board.clone();
-    let off = AtomicBool::new(false);
-    let helped = std::thread::scope(|scope| {
+    let on = AtomicBool::new(false);
+    std::thread::scope(|scope| {
         // Neither thread may need the other's CPU while one of them spins with interrupts off.
         pin(0)?;
-        let helper = scope.spawn(|| helper(&board, &off));
-        while !off.load(Ordering::Acquire) {
+        let helper = scope.spawn(|| helper(&board, &on));
+        while !on.load(Ordering::Acquire) {
             std::thread::yield_now();
         }
         let outcome = take_away(bench, &lane, |memory| Ok(memory.discard(0..PAGE)?));
         let helped = helper.join().ok().context("the helper panicked")?;
         outcome.and(helped)
-    });
-    sched_setaffinity(None, &all)?;
-    let lost = helped?;
-    bench.log.wait(&[CLEARED], soon())?;
-    bench.notes.push(format!("{lost} completions lost until it was switched off"));
-    Ok(())
+    })
 }
 
 /// Switches lost completions on, says so, and off again when Linux has met some.
@@ -113,12 +118,6 @@ fn helper(board: &Board, on: &AtomicBool) -> Result<u32> {
     pinned?;
     ensure!(lost >= 5, "{lost} completions were lost within {:?}", soon());
     Ok(lost)
-}
-
-fn pin(cpu: usize) -> Result<()> {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).context("cannot choose a CPU")
 }
 
 /// Nobody notices: the device writes to where the page was. Here that is a file's page, so nothing is destroyed.

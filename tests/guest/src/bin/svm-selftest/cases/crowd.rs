@@ -10,6 +10,7 @@ use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use guest::cpus;
 
 use super::{Case, Needs};
 use crate::bench::{Bench, Skip, copy_all, fresh, same, success};
@@ -293,6 +294,7 @@ fn pasid_exhaustion(bench: &mut Bench<'_>) -> Result<()> {
     if !(2..=CROWD).contains(&numbers) {
         return Err(Skip("more PASIDs than processes; svmm --svm pasid-bits=5 makes them few").into());
     }
+    cpus::visit_all()?;
     let mut crowd = Crowd::new(bench.endpoint)?;
     while crowd.members.len() < numbers && crowd.join()? {}
     let count = crowd.members.len();

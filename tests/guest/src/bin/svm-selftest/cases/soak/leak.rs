@@ -3,10 +3,12 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use guest::cpus;
 
 use super::super::crowd::Crowd;
 use super::SETTLED;
 use crate::bench::Bench;
+use crate::wait::{patience, wait_until};
 
 /// This program needs no more memory than it did early on.
 pub(super) fn flat(bench: &mut Bench<'_>, early: Option<u64>, done: u64) -> Result<()> {
@@ -33,6 +35,7 @@ pub(super) fn next_pasid(bench: &Bench<'_>) -> Result<Option<u32>> {
     if !bench.endpoint.is_shared() {
         return Ok(None);
     }
+    cpus::visit_all()?;
     let mut crowd = Crowd::new(bench.endpoint)?;
     ensure!(crowd.join()?, "the kernel binds no process");
     let pasid = crowd.pasids().first().copied();
@@ -52,10 +55,17 @@ fn requests_in_queues() -> Option<u64> {
     Some(heads.iter().zip(&tails).map(|(head, tail)| head.abs_diff(*tail)).sum())
 }
 
-/// A process that is bound now has the PASID that one had before, and the kernel has answered all page requests.
+/// A process that is bound now has the PASID that one had before, or a lower one, and the kernel has answered all page
+/// requests. Who was bound has ended, and the kernel may take a moment to let go of the address spaces.
 pub(super) fn pasids_as_before(bench: &mut Bench<'_>, before: Option<u32>) -> Result<()> {
-    let after = next_pasid(bench)?;
-    ensure!(after == before, "the next process had PASID {before:?} before, and {after:?} after");
+    let mut after = Ok(None);
+    let settled = wait_until(patience(), || {
+        after = next_pasid(bench);
+        after.as_ref().map_or(true, |after| *after <= before)
+    });
+    let after = after?;
+    settled
+        .with_context(|| format!("the next process had PASID {before:?} before, and has {after:?} now"))?;
     if let Some(requests) = requests_in_queues() {
         ensure!(requests == 0, "{requests} bytes of page requests are still in the kernel's queues");
         bench.notes.push("PASIDs as before, no page request left".to_owned());
