@@ -333,6 +333,37 @@ fn contradictory_specifications_are_refused() {
     }
 }
 
+/// An interrupt waits for no access to configuration space, whatever the function interrupts by; and the status
+/// register's bit goes to reads of its byte alone.
+#[test]
+fn interrupts_do_not_wait_for_configuration_space() {
+    let sink = Arc::new(RecordingMsi::default());
+    let base = FunctionBase::new(spec(), SourceId(8), sink).unwrap().with_line(Arc::new(crate::irq::NoIrq));
+    std::thread::scope(|scope| {
+        let _held = (base.writes.lock(), base.config.lock());
+        let (done, is_done) = std::sync::mpsc::channel();
+        let base = &base;
+        scope.spawn(move || {
+            base.set_interrupt(false);
+            base.set_interrupt(true);
+            base.trigger(0);
+            done.send(())
+        });
+        assert_eq!(is_done.recv_timeout(std::time::Duration::from_secs(60)), Ok(()));
+    });
+    let read = |offset, len: usize| {
+        let mut data = [0; 8];
+        base.config_read(offset, &mut data[..len]);
+        u64::from_le_bytes(data)
+    };
+    let rows = [(4, 4, 0x0018_0000), (0, 8, 0x0018_0000_10f0_1af4), (5, 2, 0x1800), (6, 1, 0x18), (7, 1, 0)];
+    for (offset, len, expected) in rows {
+        assert_eq!(read(offset, len), expected, "{len} at {offset}");
+    }
+    base.set_interrupt(false);
+    assert_eq!(read(4, 4), 0x0010_0000);
+}
+
 proptest! {
     /// Whatever is written: constants stay, and the lock-free state agrees with the registers.
     #[test]
