@@ -173,6 +173,13 @@ impl FunctionBase {
         react(FunctionEvent::FunctionReset);
     }
 
+    /// Sets `bits` of the [register](super::ConfigRegister) at `offset`, which the function declared.
+    pub fn set_register_bits(&self, offset: u16, bits: u32) {
+        let mut config = self.config.lock();
+        let value = config.u32(offset) | bits;
+        config.set(offset, &value.to_le_bytes());
+    }
+
     /// No page request is outstanding any more. Shows STOPPED if PRI is disabled, else nothing happens.
     pub fn pri_stopped(&self) {
         self.with_pri_status(|enabled, status| if enabled { status } else { status.with_stopped(true) });

@@ -3,7 +3,7 @@
 use crate::ioat::spec::{Descriptor, DescriptorControl, Register, TransferStatus, command, error};
 use crate::pci::PciFunction;
 
-use super::rig::{COMPLETION, DATA, DESCRIPTORS, NOWHERE, PLAIN, READ_ONLY, Rig, copy, with};
+use super::rig::{COMPLETION, DATA, DESCRIPTORS, NOWHERE, PLAIN, READ_ONLY, Rig, copy, until, with};
 
 const DONE: u64 = TransferStatus::Done as u64;
 const HALTED: u64 = TransferStatus::Halted as u64;
@@ -97,9 +97,7 @@ fn completion_and_interrupt_tell_of_the_descriptor() {
     rig.chain(&[with(copy(DATA, DATA + 0x1000, 5), PLAIN), null]);
     rig.start(2);
     assert_eq!(rig.settle(), DONE);
-    while rig.interrupts().is_empty() {
-        std::thread::yield_now();
-    }
+    until("interrupted", || !rig.interrupts().is_empty());
     assert_eq!(rig.completion(), (DESCRIPTORS + 64) | DONE);
     assert_eq!(rig.interrupts(), [0]);
     assert_eq!(rig.bytes(DATA + 0x1000, 5), b"hello");
@@ -114,9 +112,7 @@ fn an_error_is_told_if_that_was_asked_for() {
     rig.chain(&[copy(NOWHERE, DATA, 5)]);
     rig.start(1);
     assert_eq!(rig.settle(), HALTED);
-    while rig.interrupts().is_empty() {
-        std::thread::yield_now();
-    }
+    until("interrupted", || !rig.interrupts().is_empty());
     assert_eq!((rig.completion(), rig.get(Register::Error)), (HALTED, u64::from(error::READ_DATA)));
 }
 
@@ -215,9 +211,7 @@ fn channels_are_apart() {
     rig.write(0x100 + 0x18, &COMPLETION.to_le_bytes());
     rig.write(0x100 + 0x10, &DESCRIPTORS.to_le_bytes());
     rig.write(0x100 + 0x06, &[1, 0]);
-    while rig.interrupts().is_empty() {
-        std::thread::yield_now();
-    }
+    until("interrupted", || !rig.interrupts().is_empty());
     assert_eq!(rig.interrupts(), [1]);
     assert_eq!((rig.read(0x108, 8), rig.status()), (DESCRIPTORS | DONE, HALTED));
     assert_eq!(rig.read(4, 4), 2, "ATTNSTATUS");
