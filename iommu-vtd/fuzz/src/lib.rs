@@ -5,11 +5,9 @@
 #![forbid(unsafe_code)]
 
 mod bench;
-mod hosted;
 mod input;
 mod watched;
 
 pub use bench::{Bench, LAYOUT, Layout, profile};
-pub use hosted::{CHUNK, CHUNKS, DRAIN, Hosted, PASIDS, source};
 pub use input::{Offset, PageRequestInput, RequestInput};
 pub use watched::Watched;

@@ -1,4 +1,6 @@
-//! The machine with two assigned functions: their host is `vfio-bridge` on its kernel that lives in memory.
+//! The machine of the fuzz targets: a unit with two assigned functions, whose host is `vfio-bridge` on its kernel that
+//! lives in memory.
+#![forbid(unsafe_code)]
 
 use std::cell::OnceCell;
 use std::rc::Rc;

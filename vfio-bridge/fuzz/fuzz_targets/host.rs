@@ -2,10 +2,10 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use iommu_vtd_fuzz::{CHUNKS, DRAIN, Hosted, PASIDS};
 use libfuzzer_sys::fuzz_target;
 use rustix::io::Errno;
 use vfio_bridge::testkit::{Call, Damage, Failure};
+use vfio_bridge_fuzz::{CHUNKS, DRAIN, Hosted, PASIDS};
 
 #[derive(Arbitrary, Debug)]
 enum Step {
