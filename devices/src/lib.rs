@@ -23,6 +23,8 @@ mod hooked;
 pub mod ioapic;
 pub mod ioat;
 pub mod irq;
+#[cfg(test)]
+mod no_memory;
 pub mod pci;
 pub mod reset;
 pub mod serial;

@@ -14,7 +14,7 @@ use crate::expect::{KernelLog, Tap};
 use crate::footprint::Footprint;
 
 /// Longest time for a boot and what runs in it, unless `SVMM_TEST_TIMEOUT_S` says otherwise.
-const TIMEOUT: Duration = Duration::from_secs(200);
+const TIMEOUT: Duration = Duration::from_secs(400);
 /// Exit code of svmm for a guest program's status `n`, 1 to 63, is this plus `n`.
 pub const STATUS_BASE: i32 = 64;
 /// Console lines shown when a guest did not do as it should.

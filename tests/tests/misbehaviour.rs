@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use svmm_tests::guest::{Guest, Outcome};
+
+/// How long all cases may take, also where most of them wait in vain.
+const LONG: Duration = Duration::from_secs(600);
 
 /// `uio_pci_generic_sva` frees no interrupts when it lets go of a function, and the kernel warns of that; the program has
 /// seen that it does so of an honest function too.
@@ -19,7 +23,7 @@ fn is_result(line: &&str) -> bool {
 
 /// No case fails, and the kernel complains of nothing but what the cases provoke.
 fn passes(guest: &Guest, program: &str) -> Outcome {
-    let outcome = guest.clone().cpus(2).run(program).boot().unwrap();
+    let outcome = guest.clone().cpus(2).patience(LONG).run(program).boot().unwrap();
     outcome.console.lines().filter(is_result).for_each(|line| println!("{line}"));
     let tap = outcome.tap().unwrap();
     assert_eq!((tap.failed(), tap.skipped()), (BTreeSet::new(), BTreeSet::new()), "{}", outcome.tail());
@@ -50,7 +54,7 @@ fn misbehaviour_of_the_command_line() {
 /// Against an endpoint with this flaw, each case fails, and none for want of the one before.
 fn fails_every_case(flaw: &str) {
     let program = format!("/bin/svm-misbehaviour,--patience,4,--flaw,{flaw}");
-    let outcome = Guest::new().cpus(2).run(&program).boot().unwrap();
+    let outcome = Guest::new().cpus(2).patience(LONG).run(&program).boot().unwrap();
     outcome.console.lines().filter(is_result).for_each(|line| println!("{line}"));
     let tap = outcome.tap().unwrap();
     let blind: Vec<_> = tap.cases.iter().filter(|case| case.passed).map(|case| &case.name).collect();

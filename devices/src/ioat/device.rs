@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use super::channel::Channel;
-use super::spec::InterruptControl;
+use super::spec::{InterruptControl, config};
 use crate::pci::FunctionBase;
 
 /// How the function is built.
@@ -74,6 +74,13 @@ impl Device {
         let control = self.interrupt_control();
         if control.master_enable() || control.msix_vectors() {
             self.base.trigger(channel.into());
+        }
+    }
+
+    /// Keeps a channel's errors in CHANERR_INT. Takes the lock of configuration space.
+    pub fn record_errors(&self, errors: u32) {
+        if errors != 0 {
+            self.base.set_register_bits(config::CHANERR_INT, errors);
         }
     }
 

@@ -10,7 +10,9 @@ use vm_memory::GuestMemoryBackend;
 use super::channel::Channel;
 use super::device::{Device, IoatConfig};
 use super::regs;
-use super::spec::{BAR0_BYTES, CLASS, DEVICE, MAX_CHANNELS, MSIX_PENDING, MSIX_TABLE, TRANSFER_LOG2, VENDOR};
+use super::spec::{
+    BAR0_BYTES, CLASS, DEVICE, MAX_CHANNELS, MSIX_PENDING, MSIX_TABLE, TRANSFER_LOG2, VENDOR, config,
+};
 use super::worker::Worker;
 use crate::pci::{
     BarSpec, DecodedBars, ExpressSpec, FunctionBase, FunctionEvent, FunctionSpec, Identity, MsixSpec,
@@ -103,6 +105,7 @@ fn function_spec(config: &IoatConfig) -> FunctionSpec {
             table_offset: bytes(MSIX_TABLE),
             pba_offset: bytes(MSIX_PENDING),
         }),
+        registers: config::REGISTERS,
         ..FunctionSpec::default()
     }
 }

@@ -19,14 +19,16 @@
 //! sends an interrupt, for at most 64 KiB of a copy. Reset, abort, a new chain and the loss of bus mastering take the
 //! gate once, which is their drain.
 //!
-//! Locks: gate → port; gate → the channel's state, a leaf.
+//! Errors are told in CHANERR of the channel and, for all channels together, in CHANERR_INT in configuration space.
+//!
+//! Locks: gate → port; gate → the channel's state → configuration space, a leaf.
 //!
 //! # What it doesn't implement
 //!
 //! Any operation but copying (no DMA capability is advertised, so that drivers ask for nothing else), interrupt
-//! coalescing, MSI and INTx, direct cache access, descriptor prefetch. The error registers in configuration space
-//! (CHANERR_INT, DMAUNCERRSTS) read 0: all errors are told in CHANERR. What software relies on was taken from
-//! Linux's driver and its VFIO selftests; where neither cares, the model does something bounded.
+//! coalescing, MSI and INTx, direct cache access, descriptor prefetch, advanced error reporting. DMAUNCERRSTS reads 0:
+//! it is about parity and the like, which do not fail here. What software relies on was taken from Linux's driver and
+//! its VFIO selftests; where neither cares, the model does something bounded.
 
 pub mod channel;
 pub mod device;

@@ -185,6 +185,32 @@ pub mod error {
     pub const LENGTH: u32 = 1 << 11;
     /// The completion cannot be written.
     pub const COMPLETION_ADDRESS: u32 = 1 << 12;
+    /// All of these.
+    pub const ALL: u32 = CHAIN_ADDRESS
+        | NEXT_ADDRESS
+        | NEXT_ALIGNMENT
+        | READ_DATA
+        | WRITE_DATA
+        | CONTROL
+        | LENGTH
+        | COMPLETION_ADDRESS;
+}
+
+/// Registers in configuration space, beyond all capabilities.
+pub mod config {
+    use super::error;
+    use crate::pci::ConfigRegister;
+
+    /// [`error`] bits of all channels since they were cleared, write-one-to-clear. A channel's reset leaves them.
+    pub const CHANERR_INT: u16 = 0x180;
+    /// CHANERRMSK_INT, which of them not to report by advanced error reporting. There is none: it is only kept.
+    pub const CHANERR_INT_MASK: u16 = 0x184;
+
+    /// Their masks.
+    pub const REGISTERS: &[ConfigRegister] = &[
+        ConfigRegister { offset: CHANERR_INT, writable: 0, w1c: error::ALL },
+        ConfigRegister { offset: CHANERR_INT_MASK, writable: error::ALL, w1c: 0 },
+    ];
 }
 
 /// A descriptor.

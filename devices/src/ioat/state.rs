@@ -30,6 +30,8 @@ pub struct Completion {
 /// What an error calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
+    /// Bits that CHANERR got.
+    pub errors: u32,
     /// To be written.
     pub completion: Option<Completion>,
     /// To be sent.
@@ -255,7 +257,7 @@ impl State {
     /// `work` failed with these [`error`](super::spec::error) bits.
     pub fn fail(&mut self, work: &Work, errors: u32) -> Failure {
         if !self.wants(work) {
-            return Failure { completion: None, interrupt: false };
+            return Failure { errors: 0, completion: None, interrupt: false };
         }
         (self.busy, self.suspending) = (false, false);
         self.status = TransferStatus::Halted;
@@ -264,6 +266,7 @@ impl State {
         let completion = Completion { address: self.completion_address, value };
         let control = self.control();
         Failure {
+            errors,
             completion: control.error_completion().then_some(completion),
             interrupt: control.error_interrupt() && self.raise(),
         }

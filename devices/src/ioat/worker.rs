@@ -136,7 +136,11 @@ impl<M: GuestMemoryBackend + Clone> Worker<M> {
     fn fail(&mut self, work: &Work, bits: u32) {
         let channel = &self.device.channels[usize::from(self.number)];
         let _gate = channel.enter();
-        let failure = channel.with(|state| state.fail(work, bits));
+        let failure = channel.with(|state| {
+            let failure = state.fail(work, bits);
+            self.device.record_errors(failure.errors);
+            failure
+        });
         if let Some(completion) = failure.completion.filter(|_| self.device.base.bus_master()) {
             let session = self.port.session(None);
             if store(&session, completion).is_err() {

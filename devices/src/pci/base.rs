@@ -34,8 +34,8 @@ pub struct FunctionBase {
     config: Mutex<ConfigSpace>,
     live: LiveState,
     msix: Option<Arc<Msix>>,
-    /// Taken with `config` held: its bit in the status register and the line go together.
-    line: Option<Mutex<Intx>>,
+    /// Its bit in the status register is not in `config`, but read from here.
+    line: Option<Intx>,
 }
 
 /// The control bits whose change is an event.
@@ -72,7 +72,7 @@ impl FunctionBase {
     pub fn with_line(mut self, line: Arc<dyn IrqLine>) -> Self {
         self.power_on.set(header::INTERRUPT_PIN, &[intx::PIN]);
         *self.config.get_mut() = self.power_on.clone();
-        self.line = Some(Mutex::new(Intx::new(line)));
+        self.line = Some(Intx::new(line));
         self
     }
 
@@ -96,12 +96,11 @@ impl FunctionBase {
     }
 
     /// The function has a reason to interrupt by its line, or none any more. Any thread. Nothing without a line.
+    /// Waits for no access to configuration space, and takes no lock at all while MSI-X is on.
     pub fn set_interrupt(&self, pending: bool) {
-        let Some(line) = &self.line else { return };
-        let mut config = self.config.lock();
-        let mut line = line.lock();
-        line.set_pending(pending);
-        show_line(&line, &mut config);
+        if let Some(line) = &self.line {
+            line.set_pending(pending);
+        }
     }
 
     /// Whether DMA may be issued. Lock-free.
@@ -131,6 +130,11 @@ impl FunctionBase {
     /// For [`PciFunction::config_read`](super::PciFunction::config_read).
     pub fn config_read(&self, offset: u16, data: &mut [u8]) {
         self.config.lock().read(offset, data);
+        let pending = self.line.as_ref().is_some_and(Intx::is_pending);
+        let status = header::STATUS.checked_sub(offset).map(usize::from);
+        if let Some(byte) = status.and_then(|at| data.get_mut(at)).filter(|_| pending) {
+            *byte |= header::STATUS_INTERRUPT;
+        }
     }
 
     /// For [`PciFunction::config_write`](super::PciFunction::config_write). Calls `react` for each event, in
@@ -169,6 +173,13 @@ impl FunctionBase {
         react(FunctionEvent::FunctionReset);
     }
 
+    /// Sets `bits` of the [register](super::ConfigRegister) at `offset`, which the function declared.
+    pub fn set_register_bits(&self, offset: u16, bits: u32) {
+        let mut config = self.config.lock();
+        let value = config.u32(offset) | bits;
+        config.set(offset, &value.to_le_bytes());
+    }
+
     /// No page request is outstanding any more. Shows STOPPED if PRI is disabled, else nothing happens.
     pub fn pri_stopped(&self) {
         self.with_pri_status(|enabled, status| if enabled { status } else { status.with_stopped(true) });
@@ -202,7 +213,7 @@ impl FunctionBase {
             msix.reset();
         }
         if let Some(line) = &self.line {
-            line.lock().reset();
+            line.reset();
         }
     }
 
@@ -262,17 +273,15 @@ impl FunctionBase {
             events.push(FunctionEvent::BusMaster(after.bus_master));
         }
         self.apply_msix(&config, &before, &after, (offset, data.len()));
-        self.apply_line(&mut config);
+        self.apply_line(&config);
         events
     }
 
-    fn apply_line(&self, config: &mut ConfigSpace) {
+    fn apply_line(&self, config: &ConfigSpace) {
         let Some(line) = &self.line else { return };
         let disabled = Command::new_with_raw_value(config.u16(header::COMMAND)).interrupt_disable();
         let control = MsixControl::new_with_raw_value(config.u16(self.layout.msix + msix::CONTROL));
-        let mut line = line.lock();
         line.set_switches(disabled, self.msix.is_some() && control.enable());
-        show_line(&line, config);
     }
 
     fn function_reset_requested(&self, config: &ConfigSpace) -> bool {
@@ -339,13 +348,6 @@ impl FunctionBase {
             msix.set_control(MsixControl::new_with_raw_value(config.u16(at)));
         }
     }
-}
-
-/// The status register's bit.
-fn show_line(line: &Intx, config: &mut ConfigSpace) {
-    let [low, high] = config.u16(header::STATUS).to_le_bytes();
-    let bit = if line.is_pending() { header::STATUS_INTERRUPT } else { 0 };
-    config.set(header::STATUS, &[low & !header::STATUS_INTERRUPT | bit, high]);
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 use super::*;
-use crate::pci::{AtsSpec, BarSpec, ExpressSpec, Identity, MsixSpec, PasidSpec, PriSpec, VendorSpec};
+use crate::pci::{
+    AtsSpec, BarSpec, ConfigRegister, ExpressSpec, Identity, MsixSpec, PasidSpec, PriSpec, VendorSpec,
+};
 use iommu_core::testkit::RecordingMsi;
 use proptest::prelude::*;
 
@@ -19,6 +21,7 @@ fn spec() -> FunctionSpec {
         pasid: Some(PasidSpec { width: 20 }),
         ats: Some(AtsSpec { queue_depth: 0, global_invalidate: false }),
         pri: Some(PriSpec { capacity: CAPACITY }),
+        registers: &[],
     }
 }
 
@@ -293,12 +296,39 @@ fn msix_is_reached_through_capability_and_bar() {
 }
 
 #[test]
+fn registers_of_a_function_keep_what_they_declare() {
+    const REGISTERS: &[ConfigRegister] = &[
+        ConfigRegister { offset: 0x400, writable: 0, w1c: 0x00ff_ffff },
+        ConfigRegister { offset: 0xffc, writable: 0xffff_0000, w1c: 0 },
+    ];
+    let sink = Arc::new(RecordingMsi::default());
+    let base = FunctionBase::new(FunctionSpec { registers: REGISTERS, ..spec() }, SourceId(8), sink.clone())
+        .unwrap();
+    let f = Fixture { base, sink };
+    f.base.set_register_bits(0x400, 0x0100_1001);
+    f.base.set_register_bits(0x400, 0x10);
+    assert_eq!(f.read32(0x400), 0x0100_1011);
+    assert_eq!(f.write(0x400, &0xff00_0001_u32.to_le_bytes()), []);
+    assert_eq!(f.read32(0x400), 0x0100_1010);
+    f.write(0xffc, &[0xff; 4]);
+    assert_eq!((f.read32(0xffc), f.read32(0xff8)), (0xffff_0000, 0));
+    f.base.reset(|_| ());
+    assert_eq!((f.read32(0x400), f.read32(0xffc)), (0, 0));
+}
+
+#[test]
 fn contradictory_specifications_are_refused() {
     type Spoil = fn(&mut FunctionSpec);
     const SHORT: &[VendorSpec] = &[VendorSpec { body: &[5, 0], writable: &[] }];
     const LONG: &[VendorSpec] = &[VendorSpec { body: &[0x78; 0x76], writable: &[] }];
     const MASK: &[VendorSpec] = &[VendorSpec { body: &[4, 0], writable: &[0; 3] }];
-    let rows: [(&str, Spoil); 13] = [
+    const fn register(offset: u16) -> [ConfigRegister; 1] {
+        [ConfigRegister { offset, writable: 0, w1c: 0 }]
+    }
+    let rows: [(&str, Spoil); 16] = [
+        ("register in a capability", |s| s.registers = const { &register(0x100) }),
+        ("register across", |s| s.registers = const { &register(0x402) }),
+        ("register beyond the space", |s| s.registers = const { &register(0x1000) }),
         ("vendor's length", |s| s.vendor = SHORT),
         ("vendor's place", |s| s.vendor = LONG),
         ("vendor's mask", |s| s.vendor = MASK),
@@ -331,6 +361,37 @@ fn contradictory_specifications_are_refused() {
         spec.msix.iter_mut().for_each(change);
         assert!(FunctionBase::new(spec, SourceId(8), Arc::new(RecordingMsi::default())).is_err(), "{name}");
     }
+}
+
+/// An interrupt waits for no access to configuration space, whatever the function interrupts by; and the status
+/// register's bit goes to reads of its byte alone.
+#[test]
+fn interrupts_do_not_wait_for_configuration_space() {
+    let sink = Arc::new(RecordingMsi::default());
+    let base = FunctionBase::new(spec(), SourceId(8), sink).unwrap().with_line(Arc::new(crate::irq::NoIrq));
+    std::thread::scope(|scope| {
+        let _held = (base.writes.lock(), base.config.lock());
+        let (done, is_done) = std::sync::mpsc::channel();
+        let base = &base;
+        scope.spawn(move || {
+            base.set_interrupt(false);
+            base.set_interrupt(true);
+            base.trigger(0);
+            done.send(())
+        });
+        assert_eq!(is_done.recv_timeout(std::time::Duration::from_secs(60)), Ok(()));
+    });
+    let read = |offset, len: usize| {
+        let mut data = [0; 8];
+        base.config_read(offset, &mut data[..len]);
+        u64::from_le_bytes(data)
+    };
+    let rows = [(4, 4, 0x0018_0000), (0, 8, 0x0018_0000_10f0_1af4), (5, 2, 0x1800), (6, 1, 0x18), (7, 1, 0)];
+    for (offset, len, expected) in rows {
+        assert_eq!(read(offset, len), expected, "{len} at {offset}");
+    }
+    base.set_interrupt(false);
+    assert_eq!(read(4, 4), 0x0010_0000);
 }
 
 proptest! {

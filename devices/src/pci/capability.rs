@@ -120,6 +120,17 @@ impl VendorSpec {
     }
 }
 
+/// A register of the function's own in configuration space, 32 bits, beyond all capabilities. 0 at power-on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConfigRegister {
+    /// Where, a multiple of 4.
+    pub offset: u16,
+    /// Bits that can be written.
+    pub writable: u32,
+    /// Bits that are write-one-to-clear.
+    pub w1c: u32,
+}
+
 /// Everything a function declares. Start from [`Default`] and fill in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FunctionSpec {
@@ -141,6 +152,8 @@ pub struct FunctionSpec {
     pub ats: Option<AtsSpec>,
     /// PRI.
     pub pri: Option<PriSpec>,
+    /// Registers of its own.
+    pub registers: &'static [ConfigRegister],
 }
 
 /// A [`FunctionSpec`] contradicts itself or the standard.
@@ -160,6 +173,9 @@ pub enum SpecError {
     /// A vendor-specific capability lies about its length, or they do not fit below 0x100.
     #[error("vendor-specific capabilities do not fit")]
     Vendor,
+    /// A register of the function's own is not aligned, or not beyond the capabilities.
+    #[error("no register can be at {0:#x} of configuration space")]
+    Register(u16),
     /// Width is not 1 to 20.
     #[error("PASID width {0} is not within 1 to 20")]
     PasidWidth(u8),
@@ -244,6 +260,7 @@ impl FunctionSpec {
         if let Some(spec) = &self.pri {
             layout.pri = chain.pri(spec);
         }
+        self.registers.iter().try_for_each(|register| chain.register(register))?;
         Ok((chain.config, layout))
     }
 }
@@ -305,6 +322,18 @@ impl Chain {
         self.last_extended = at;
         self.free_extended = (at + len).next_multiple_of(16);
         at
+    }
+
+    fn register(&mut self, spec: &ConfigRegister) -> Result<(), SpecError> {
+        // The head of the list has to stay 0 if there is no list.
+        let first = self.free_extended.max(EXTENDED_START + 4);
+        let place = first..u16::try_from(CONFIG_SIZE).unwrap_or(u16::MAX);
+        if !spec.offset.is_multiple_of(4) || !place.contains(&spec.offset) {
+            return Err(SpecError::Register(spec.offset));
+        }
+        self.config.set_writable(spec.offset, &spec.writable.to_le_bytes());
+        self.config.set_w1c(spec.offset, &spec.w1c.to_le_bytes());
+        Ok(())
     }
 
     fn power_management(&mut self) {

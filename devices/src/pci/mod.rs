@@ -31,7 +31,8 @@ pub mod spec;
 pub use bar::BarSpec;
 pub use base::FunctionBase;
 pub use capability::{
-    AtsSpec, ExpressSpec, FunctionSpec, Identity, MsixSpec, PasidSpec, PriSpec, SpecError, VendorSpec,
+    AtsSpec, ConfigRegister, ExpressSpec, FunctionSpec, Identity, MsixSpec, PasidSpec, PriSpec, SpecError,
+    VendorSpec,
 };
 pub use function::{AtsState, BarRange, DecodedBars, FunctionEvent, PasidState, PciFunction, PriState};
 pub use host_bridge::HostBridge;

@@ -1,11 +1,18 @@
 //! What the kernel's driver of the IOMMU shows when a case fails: enough to tell a lost interrupt from a lost request.
 
 use std::fs;
+use std::time::Duration;
+
+use crate::cpus;
+use crate::wait::wait_until;
 
 /// The units' registers, where debugfs is mounted and the driver has CONFIG_INTEL_IOMMU_DEBUGFS.
 const REGISTERS: &str = "/sys/kernel/debug/iommu/intel/iommu_regset";
 /// Invalidation queue, faults, page requests: who waits for whom. A unit's remaining registers do not change.
 const TELLING: [&str; 10] = ["GSTS", "FSTS", "FECTL", "IQH", "IQT", "ICS", "PQH", "PQT", "PRS", "PECTL"];
+
+/// How long the kernel may take to a fault.
+const SOON: Duration = Duration::from_secs(10);
 
 /// Lines for whoever reads the output. Empty where the kernel shows nothing.
 #[must_use]
@@ -14,6 +21,23 @@ pub fn lines() -> Vec<String> {
     let mut lines = registers(&read(REGISTERS));
     lines.extend(interrupts(&read("/proc/interrupts")));
     lines
+}
+
+/// Waits until the kernel has said what it is going to say of the faults so far, if it shows the units' registers. It
+/// takes a fault in the handler of an interrupt, which may come to another CPU than the one that saw the device's answer;
+/// no handler is at work any more on a CPU where this process has run.
+pub fn wait_for_faults() {
+    let pending = || fs::read_to_string(REGISTERS).is_ok_and(|text| has_faults(&text));
+    // A fault that nobody takes is none of this function's business.
+    let _ = wait_until(SOON, || !pending());
+    let _ = cpus::visit_all();
+}
+
+/// What the units' page request queues have taken so far: changes with each request. Empty where the kernel shows nothing.
+#[must_use]
+pub fn request_queues() -> Vec<String> {
+    let text = fs::read_to_string(REGISTERS).unwrap_or_default();
+    registers_called("PQT", &text).map(str::to_owned).collect()
 }
 
 /// What the threads of a process wait for in the kernel, one line each.
@@ -48,6 +72,22 @@ fn registers(text: &str) -> Vec<String> {
     units
 }
 
+/// The values of all units' registers of this name. Pure.
+fn registers_called<'a>(name: &'a str, text: &'a str) -> impl Iterator<Item = &'a str> {
+    text.lines().filter_map(move |line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some(name)).then(|| words.nth(1)).flatten()
+    })
+}
+
+/// A unit has a fault that the kernel has not taken. Pure.
+fn has_faults(text: &str) -> bool {
+    // PFO and PPF.
+    const FAULTS: u64 = 0b11;
+    let status = |digits: &str| u64::from_str_radix(digits.trim_start_matches("0x"), 16).unwrap_or(0);
+    registers_called("FSTS", text).any(|value| status(value) & FAULTS != 0)
+}
+
 /// The interrupts of units and of the endpoint, with the counts of all CPUs. Pure.
 fn interrupts(text: &str) -> Vec<String> {
     let wanted = |line: &&str| ["dmar", "DMAR", "uio"].iter().any(|name| line.contains(name));
@@ -60,6 +100,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn faults_are_seen_in_any_unit() {
+        let unit = |status: &str| format!("FSTS            \t0x34\t\t0x{status:0>16}\n");
+        let rows = [("", false), ("0", false), ("1", true), ("2", true), ("10302", true), ("40", false)];
+        for (status, expected) in rows {
+            assert_eq!(has_faults(&format!("{}{}", unit("0"), unit(status))), expected, "{status}");
+        }
+        assert!(!has_faults(""));
+    }
+
+    #[test]
     fn only_what_tells_is_shown() {
         let text = "IOMMU: dmar0 Register Base Address: fed90000\nName\t\t\tOffset\t\tContents\n\
             VER             \t0x00\t\t0x0000000000000060\nPQH             \t0xc0\t\t0x0000000000000020\n\
@@ -67,6 +117,7 @@ mod tests {
             GSTS            \t0x1c\t\t0x00000000c7000000\n";
         assert_eq!(registers(text), ["dmar0: PQH=20 IQH=0", "dmar1: GSTS=c7000000"]);
         assert_eq!(registers(""), [""; 0]);
+        assert_eq!(registers_called("PQH", text).collect::<Vec<_>>(), ["0x0000000000000020"]);
         let text =
             "           CPU0\n 24:  17   DMAR-MSI    0-edge      dmar0\n  9:  0  IO-APIC   9-fasteoi acpi\n";
         assert_eq!(interrupts(text), ["interrupt 24: 17 DMAR-MSI 0-edge dmar0"]);

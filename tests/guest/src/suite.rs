@@ -90,6 +90,9 @@ fn run_entry(plan: &Plan<'_>, entry: &Entry<'_>, seed: u64) -> Result<report::Re
     let outcome = (entry.work)(seed, &mut notes);
     let elapsed = started.elapsed();
     let after = (plan.page_requests)()?;
+    if entry.provokes {
+        diagnosis::wait_for_faults();
+    }
     tell(&format!("end {}", entry.name));
     let verdict = match outcome {
         Ok(()) => Verdict::Passed,

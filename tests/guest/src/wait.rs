@@ -33,6 +33,8 @@ pub fn set_patience(seconds: u64) {
 pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> Result<()> {
     let started = Instant::now();
     for turn in 0_u32.. {
+        // Before the look: a thread that stood still for longer than the limit must not go without one.
+        let elapsed = started.elapsed();
         if condition() {
             return Ok(());
         }
@@ -40,7 +42,6 @@ pub fn wait_until(limit: Duration, mut condition: impl FnMut() -> bool) -> Resul
             std::hint::spin_loop();
             continue;
         }
-        let elapsed = started.elapsed();
         if elapsed > limit {
             break;
         }

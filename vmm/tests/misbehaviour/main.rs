@@ -2,6 +2,7 @@
 //! faults, time-outs, page requests as software finds them.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod places;
 mod rig;
 
 use devices::pci::PciFunction;

@@ -52,7 +52,7 @@ pub(crate) struct Machine {
 pub(crate) struct Recorded {
     pub(crate) reason: u64,
     pub(crate) pasid: Option<u64>,
-    /// 0 untranslated, 2 translated.
+    /// 0 untranslated, 1 a translation request, 2 translated.
     pub(crate) address_type: u64,
     pub(crate) page: u64,
 }
@@ -107,7 +107,7 @@ impl Machine {
         }
     }
 
-    fn config_write(&self, offset: u16, value: u16) {
+    pub(crate) fn config_write(&self, offset: u16, value: u16) {
         self.svm.config_write(offset, &value.to_le_bytes());
     }
 
@@ -212,15 +212,18 @@ impl Machine {
     pub(crate) fn start(&self, queue: u64, destination: u64) {
         let record = Self::record_of(queue);
         self.memory.write_slice(&[0; 32], GuestAddress(RECORDS_FRAME + record)).unwrap();
-        let descriptor = Descriptor {
-            opcode: Opcode::Fill as u8,
-            flags: 1 | 4,
-            record: (RECORDS + record).into(),
-            destination: destination.into(),
-            length: 8.into(),
-            operand: u64::MAX.into(),
-            ..Descriptor::default()
-        };
+        self.submit(
+            queue,
+            Descriptor { flags: 1 | 4, record: (RECORDS + record).into(), ..fill(destination) },
+        );
+    }
+
+    /// The same, but tells nobody.
+    pub(crate) fn fill(&self, queue: u64, destination: u64) {
+        self.submit(queue, fill(destination));
+    }
+
+    fn submit(&self, queue: u64, descriptor: Descriptor) {
         for (offset, word) in (0..).step_by(8).zip(descriptor.as_bytes().chunks(8)) {
             self.svm.bar_write(0, 0x2_0000 + queue * 0x1000 + offset, word);
         }
@@ -245,6 +248,16 @@ impl Machine {
     pub(crate) fn run(&self, destination: u64) -> u8 {
         self.start(0, destination);
         self.wait(0).status
+    }
+}
+
+fn fill(destination: u64) -> Descriptor {
+    Descriptor {
+        opcode: Opcode::Fill as u8,
+        destination: destination.into(),
+        length: 8.into(),
+        operand: u64::MAX.into(),
+        ..Descriptor::default()
     }
 }
 

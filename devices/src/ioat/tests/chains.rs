@@ -1,9 +1,12 @@
 //! Chains of descriptors in memory, done by the worker.
 
+use iommu_core::testkit::Page;
+
 use crate::ioat::spec::{Descriptor, DescriptorControl, Register, TransferStatus, command, error};
+use crate::no_memory::NO_MEMORY;
 use crate::pci::PciFunction;
 
-use super::rig::{COMPLETION, DATA, DESCRIPTORS, NOWHERE, PLAIN, READ_ONLY, Rig, copy, with};
+use super::rig::{COMPLETION, DATA, DESCRIPTORS, NOWHERE, PLAIN, READ_ONLY, Rig, copy, until, with};
 
 const DONE: u64 = TransferStatus::Done as u64;
 const HALTED: u64 = TransferStatus::Halted as u64;
@@ -97,9 +100,7 @@ fn completion_and_interrupt_tell_of_the_descriptor() {
     rig.chain(&[with(copy(DATA, DATA + 0x1000, 5), PLAIN), null]);
     rig.start(2);
     assert_eq!(rig.settle(), DONE);
-    while rig.interrupts().is_empty() {
-        std::thread::yield_now();
-    }
+    until("interrupted", || !rig.interrupts().is_empty());
     assert_eq!(rig.completion(), (DESCRIPTORS + 64) | DONE);
     assert_eq!(rig.interrupts(), [0]);
     assert_eq!(rig.bytes(DATA + 0x1000, 5), b"hello");
@@ -114,10 +115,35 @@ fn an_error_is_told_if_that_was_asked_for() {
     rig.chain(&[copy(NOWHERE, DATA, 5)]);
     rig.start(1);
     assert_eq!(rig.settle(), HALTED);
-    while rig.interrupts().is_empty() {
-        std::thread::yield_now();
-    }
+    until("interrupted", || !rig.interrupts().is_empty());
     assert_eq!((rig.completion(), rig.get(Register::Error)), (HALTED, u64::from(error::READ_DATA)));
+}
+
+/// Where the function's address leads to no RAM, each of its accesses is an error of its own.
+#[test]
+fn what_is_no_memory_halts_the_channel() {
+    /// The page that leads there.
+    const PEER: u64 = DATA + 0x8000;
+    let rows: [(&str, u64, u64, Descriptor, u32); 4] = [
+        ("source", DESCRIPTORS, COMPLETION, copy(PEER, DATA, 8), error::READ_DATA),
+        ("destination", DESCRIPTORS, COMPLETION, copy(DATA, PEER, 8), error::WRITE_DATA),
+        ("descriptor", PEER, COMPLETION, copy(DATA, DATA, 8), error::CHAIN_ADDRESS),
+        ("completion", DESCRIPTORS, PEER, copy(DATA, DATA, 8), error::COMPLETION_ADDRESS),
+    ];
+    for ((place, page), (name, chain, completion, descriptor, bits)) in
+        NO_MEMORY.into_iter().flat_map(|place| rows.map(|row| (place, row)))
+    {
+        let rig = Rig::new();
+        rig.iommu.map(Page { pasid: None, iova: PEER, gpa: page, write: true });
+        rig.chain(&[with(descriptor, told(&descriptor))]);
+        rig.set(Register::CompletionAddress, completion);
+        rig.set(Register::ChainAddress, chain);
+        rig.set(Register::Count, 1);
+        assert_eq!(rig.settle(), HALTED, "{place} as {name}");
+        assert_eq!(rig.get(Register::Error), u64::from(bits), "{place} as {name}");
+        assert!(rig.iommu.faults.lock().is_empty() && rig.interrupts().is_empty(), "{place} as {name}");
+        rig.assert_alive();
+    }
 }
 
 #[test]
@@ -215,9 +241,7 @@ fn channels_are_apart() {
     rig.write(0x100 + 0x18, &COMPLETION.to_le_bytes());
     rig.write(0x100 + 0x10, &DESCRIPTORS.to_le_bytes());
     rig.write(0x100 + 0x06, &[1, 0]);
-    while rig.interrupts().is_empty() {
-        std::thread::yield_now();
-    }
+    until("interrupted", || !rig.interrupts().is_empty());
     assert_eq!(rig.interrupts(), [1]);
     assert_eq!((rig.read(0x108, 8), rig.status()), (DESCRIPTORS | DONE, HALTED));
     assert_eq!(rig.read(4, 4), 2, "ATTNSTATUS");

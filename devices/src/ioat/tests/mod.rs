@@ -5,4 +5,5 @@ mod chains;
 mod channel;
 mod pci;
 mod random;
+mod recovery;
 mod rig;

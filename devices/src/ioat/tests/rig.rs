@@ -112,11 +112,7 @@ impl Rig {
 
     /// Waits until channel 0 is at something else than work, and tells what.
     pub(super) fn settle(&self) -> u64 {
-        let start = Instant::now();
-        while self.status() == TransferStatus::Active as u64 {
-            assert!(start.elapsed() < Duration::from_secs(60), "the channel hangs");
-            std::thread::yield_now();
-        }
+        until("not at work", || self.status() != TransferStatus::Active as u64);
         self.status()
     }
 
@@ -167,6 +163,15 @@ impl Rig {
         self.start(1);
         assert_eq!(self.settle(), TransferStatus::Done as u64);
         assert_eq!(self.bytes(DATA + 0x1000, 100), [0x5a; 100]);
+    }
+}
+
+/// Waits until something is so.
+pub(super) fn until(what: &str, is_so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < Duration::from_secs(60), "never {what}");
+        std::thread::yield_now();
     }
 }
 

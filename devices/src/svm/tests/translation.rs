@@ -8,6 +8,7 @@ use iommu_core::{AddressType, ResponseCode};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::rig::{PASID, Rig, control_page, copy, until};
+use crate::no_memory::NO_MEMORY;
 use crate::svm::spec::Descriptor;
 
 const SOURCE_PAGE: u64 = 0x10_0000;
@@ -154,13 +155,26 @@ fn requests_with_and_without_pasid_are_different_spaces() {
     assert_eq!(rig.iommu.page_requests.lock().len(), 0);
 }
 
+/// With translations of its own as with untranslated requests, and nothing is said against the translation.
 #[test]
 fn a_translation_to_no_memory_is_a_fault() {
-    let rig = Rig::new();
-    rig.map_range(SOURCE_PAGE, 1);
-    rig.map_to(TARGET, 0x7000_0000, true);
-    let record = rig.run(copy(SOURCE_PAGE, TARGET, 8));
-    assert_eq!((record.status, record.fault_info, record.fault_address.get()), (2, 1 | 3 << 1, TARGET));
-    rig.submit(0, &Descriptor { flags: 1, record: TARGET.into(), ..Default::default() });
-    until("lost record", || rig.read64(0x88) == 1);
+    for (name, place) in NO_MEMORY {
+        for ats in [0x8000, 0] {
+            let rig = Rig::new();
+            rig.set_extended(0xf, 6, ats);
+            rig.map_range(SOURCE_PAGE, 1);
+            rig.map_to(TARGET, place, true);
+            for (source, target, info) in [(SOURCE_PAGE, TARGET, 1 | 3 << 1), (TARGET, SOURCE_PAGE, 3 << 1)] {
+                let record = rig.run(copy(source, target, 8));
+                let found = (record.status, record.fault_info, record.fault_address.get());
+                assert_eq!(found, (2, info, TARGET), "{name}, ATS {ats:#x}");
+                assert_eq!((record.completed.get(), record.page_requests.get()), (0, 0), "{name}");
+            }
+            rig.submit(0, &Descriptor { flags: 1, record: TARGET.into(), ..Default::default() });
+            until("lost record", || rig.read64(0x88) == 1);
+            rig.until_idle(0);
+            assert!(rig.iommu.faults.lock().is_empty() && rig.msi.sent.lock().is_empty(), "{name}");
+            rig.assert_alive(0);
+        }
+    }
 }

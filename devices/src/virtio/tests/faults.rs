@@ -3,6 +3,8 @@
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::IntoBytes;
 
+use crate::no_memory::NO_MEMORY;
+
 use super::rig::{AVAILABLE, BUFFERS, DESCRIPTORS, ISR, QUEUE, Rig, USED, disk, header, reg, until};
 
 const HEADER: u64 = BUFFERS;
@@ -91,18 +93,34 @@ fn what_cannot_be_accessed_fails_the_request_or_the_device() {
     }
 }
 
+/// (name, request, page, whether the device goes on)
 #[test]
-fn memory_that_is_not_there_is_no_panic() {
-    for (name, page) in [("ring", USED), ("data", DATA)] {
+fn what_is_no_memory_fails_the_request_or_the_device() {
+    let rows = [
+        ("available ring", 0, AVAILABLE, false),
+        ("descriptors", 0, DESCRIPTORS, false),
+        ("used ring", 0, USED, false),
+        ("status", 0, STATUS, false),
+        ("header", 0, HEADER, true),
+        ("data to write", 0, DATA, true),
+        ("data to read", 1, DATA, true),
+    ];
+    for ((place, there), (name, kind, page, goes_on)) in
+        NO_MEMORY.into_iter().flat_map(|place| rows.map(|row| (place, row)))
+    {
         let mut rig = Rig::new();
-        prepare(&mut rig, 0, false);
-        let (gpa, available) = (rig.gpa(page), rig.gpa(AVAILABLE));
-        rig.map_to(page, 0xffff_ffff_f000, true);
+        prepare(&mut rig, kind, false);
+        let (gpa, available, status) = (rig.gpa(page), rig.gpa(AVAILABLE), rig.gpa(STATUS));
+        rig.map_to(page, there, true);
         publish(&rig, available);
-        until("an end", || {
-            rig.status() != 0xf || rig.memory.read_obj(GuestAddress(rig.gpa(STATUS))).unwrap_or(1_u8) == 1
-        });
-        assert!(rig.iommu.faults.lock().is_empty(), "{name}: the IOMMU had nothing against it");
+        if goes_on {
+            until("an answer", || rig.memory.read_obj::<u8>(GuestAddress(status)).unwrap() != 0xff);
+            let answer = rig.memory.read_obj::<u8>(GuestAddress(status)).unwrap();
+            assert_eq!((answer, rig.status()), (1, 0xf), "{place} as {name}");
+        } else {
+            rig.until_needs_reset();
+        }
+        assert!(rig.iommu.faults.lock().is_empty(), "{place} as {name}: the IOMMU had nothing against it");
         rig.map_to(page, gpa, true);
         rig.assert_recovers();
     }

@@ -15,7 +15,7 @@ use crate::sys;
 use crate::wait::wait_until;
 
 /// How long a queue may take to come to rest.
-const REST: Duration = Duration::from_secs(20);
+const REST: Duration = Duration::from_secs(60);
 
 /// Counters of the whole function since power-on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use crate::wait::{patience, wait_until};
 /// Records of a queue with memory of its own; more than any queue holds at once.
 const RECORDS: usize = 2048;
 /// How long an aborted queue may take to rest.
-const REST: Duration = Duration::from_secs(20);
+const REST: Duration = Duration::from_secs(60);
 
 /// How a queue is set up before it is enabled.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 
 /// Alignment of memory for direct I/O; sectors would do.
 const ALIGNMENT: usize = 4096;
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A block device.
 #[derive(Clone, Debug)]

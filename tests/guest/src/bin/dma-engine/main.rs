@@ -9,6 +9,7 @@ use std::fs::OpenOptions;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
+use guest::diagnosis::wait_for_faults;
 use guest::registers::Registers;
 use guest::sys::Bar;
 
@@ -50,5 +51,7 @@ fn run() -> Result<()> {
         );
         println!("dma-engine: engine {number} cannot read {SOURCE:#x}");
     }
+    // Who reads the kernel's log next finds all faults in it.
+    wait_for_faults();
     Ok(())
 }

@@ -27,7 +27,7 @@ pub(crate) enum Action {
     Hibernate(String),
     /// Boot a guest inside: options of svmm and things to do in it.
     Host(Vec<String>),
-    /// The same, and kill its svmm so many milliseconds after its program began.
+    /// The same, and kill its svmm so many milliseconds after its program began and asked for its first page.
     KillHost(u64, Vec<String>),
     /// The same, and take its first device away from it so many milliseconds after its program began.
     UnbindHost(u64, Vec<String>),

@@ -31,13 +31,15 @@ const AT_WORK: [&str; 2] = ["TAP version", "guest-init: waits "];
 const DRIVER: &str = "/sys/bus/pci/drivers/vfio-pci";
 /// After so long without a line, what this machine knows of the reasons is printed.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How often to look whether something has happened.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How an inner guest ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
     /// By itself.
     Natural,
-    /// Its svmm is killed so many milliseconds after its program began to work.
+    /// Its svmm is killed so many milliseconds after its program began to work and its device to ask for pages.
     Killed(u64),
     /// By itself; its svmm is that of a user without rights, who may lock so many KiB of memory.
     User(u64),
@@ -82,6 +84,7 @@ fn boot(words: &[String], end: End) -> Result<Option<u32>> {
             Vec::new()
         }
     };
+    let requests = diagnosis::request_queues();
     let mut child = command
         .env_clear()
         .stdin(Stdio::null())
@@ -110,6 +113,9 @@ fn boot(words: &[String], end: End) -> Result<Option<u32>> {
         if let End::Killed(after) | End::Unbound(after) = end
             && told.recv().is_ok()
         {
+            if let End::Killed(_) = end {
+                wait_for_requests(&mut child, &requests);
+            }
             thread::sleep(Duration::from_millis(after));
             match end {
                 End::Unbound(_) => unbind(words),
@@ -120,6 +126,15 @@ fn boot(words: &[String], end: End) -> Result<Option<u32>> {
     let status = child.wait().context("cannot wait for it")?;
     let _ = errors.join();
     Ok(status.code().and_then(|code| u32::try_from(code).ok()))
+}
+
+/// Waits until the inner guest's device has asked this machine for a page, or its svmm has ended. `before`: what the
+/// queues had taken before it was started.
+fn wait_for_requests(child: &mut Child, before: &[String]) {
+    while diagnosis::request_queues() == before && !before.is_empty() && matches!(child.try_wait(), Ok(None))
+    {
+        thread::sleep(LOOK);
+    }
 }
 
 /// Takes the first device away from VFIO, which waits until nobody has it open, and gives it back.

@@ -16,7 +16,7 @@
 //! | `@hibernate:MODE` | suspends and resumes as `/sys/power/pm_test` has it: `devices`, `platform`, `processors`, `core` |
 //! | `@hibernate:disk` | hibernates to the first disk and powers off; a kernel with `resume=/dev/vda` goes on after it |
 //! | `@host:WORD;WORD` | runs `/bin/svmm` with `/boot/bzImage` and `/boot/initrd`; a WORD is an option of svmm, a word that begins with `svmm.` or `pci=`, or a `svmm.run=` of the inner guest. Its lines come behind `inner\| ` |
-//! | `@kill-host:MS;WORD` | the same, and kills svmm MS milliseconds after the inner guest's program began |
+//! | `@kill-host:MS;WORD` | the same, and kills svmm MS milliseconds after the inner guest's program began and asked for its first page |
 //! | `@unbind-host:MS;WORD` | the same, and takes the device of the first `--vfio=ADDRESS` away from `vfio-pci`, then gives it back |
 //! | `@user-host:KIB;WORD` | the same, by a user without rights who may lock KIB KiB of memory. In options of svmm, a path behind `fd=` becomes the number of that file, opened before |
 //! | `@until-gone` | waits until the SVM endpoint reads as ones |

@@ -15,7 +15,7 @@ use crate::board::{Board, Flaw};
 use crate::kernel_log::KernelLog;
 
 /// How long the kernel may take to say something, where patience is not shorter.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(30);
 /// A fault that is not told by then fell victim to the kernel's rate limit, of ten lines in five seconds.
 const TOLD: Duration = Duration::from_millis(700);
 

@@ -65,12 +65,16 @@ impl KernelLog {
     /// There is none within `limit`.
     pub(crate) fn wait(&mut self, texts: &[&str], limit: Duration) -> Result<()> {
         let start = Instant::now();
-        while self.count(texts)? == 0 {
-            if start.elapsed() > limit {
+        loop {
+            // Before the look: a thread that stood still for longer than the limit must not go without one.
+            let late = start.elapsed() > limit;
+            if self.count(texts)? > 0 {
+                return Ok(());
+            }
+            if late {
                 bail!("the kernel does not say {texts:?}; it says {:?}", self.lines);
             }
             thread::sleep(Duration::from_millis(5));
         }
-        Ok(())
     }
 }

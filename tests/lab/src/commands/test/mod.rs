@@ -14,8 +14,8 @@ use crate::ui::Table;
 use crate::ui::progress::human;
 use steps::{GUEST, STEPS, Step};
 
-/// All guest tests together.
-const GUEST_LIMIT: Duration = Duration::from_secs(20 * 60);
+/// All guest tests of a program, on a busy host too.
+const GUEST_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// How one step ended.
 struct Outcome {

@@ -9,6 +9,7 @@ use super::{Case, Needs};
 use crate::bench::{Bench, Skip, copy_all, requests, same};
 use crate::endpoint::{Device, Operation, QueueSetup, global};
 use crate::sys::{Mapping, PAGE, PageMap, PageState};
+use crate::wait::patience;
 
 pub(super) const CASES: &[Case] = &[
     Case::new("bind-shows-a-pasid", Needs::Translation, bind_shows_a_pasid),
@@ -120,7 +121,6 @@ fn scalable_mode_is_in_use() -> Result<()> {
 
 /// uio counts interrupts; one per descriptor that asks for one, none for others.
 fn interrupt_per_descriptor(bench: &mut Bench<'_>) -> Result<()> {
-    const LIMIT: Duration = Duration::from_secs(10);
     let mut device = Device::open(bench.endpoint)?;
     let setup = QueueSetup { pasid: Some(device.pasid()), vector: Some(0) };
     let queue = device.queue_with(0, setup)?;
@@ -130,7 +130,7 @@ fn interrupt_per_descriptor(bench: &mut Bench<'_>) -> Result<()> {
             queue.run(&Operation::nop())?;
         }
         queue.run(&Operation::nop().with_interrupt())?;
-        let Some(count) = device.interrupt(LIMIT)? else { bail!("no interrupt in round {round}") };
+        let Some(count) = device.interrupt(patience())? else { bail!("no interrupt in round {round}") };
         let expected = before.map_or(count, |before: u32| before.wrapping_add(1));
         ensure!(count == expected, "{count} interrupts after round {round}, expected {expected}");
         before = Some(count);

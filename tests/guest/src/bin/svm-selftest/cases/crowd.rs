@@ -78,6 +78,18 @@ impl<'a> Crowd<'a> {
         Ok(true)
     }
 
+    /// Starts a process and binds it as soon as there is a PASID for it: the address space of a process that has ended,
+    /// and what belongs to it, goes a moment later.
+    fn join_when_possible(&mut self) -> Result<()> {
+        let mut outcome = Ok(false);
+        let joined = wait_until(patience(), || {
+            outcome = cpus::visit_all().map_err(Into::into).and_then(|()| self.join());
+            !matches!(outcome, Ok(false))
+        });
+        outcome?;
+        joined.with_context(|| format!("nobody can be bound beside {}", self.members.len()))
+    }
+
     /// Has a member open the endpoint; its PASID, unless the kernel refused.
     fn open(&mut self, member: &mut Member) -> Result<Option<u32>> {
         let id = member.child.id();
@@ -294,24 +306,20 @@ fn pasid_exhaustion(bench: &mut Bench<'_>) -> Result<()> {
     if !(2..=CROWD).contains(&numbers) {
         return Err(Skip("more PASIDs than processes; svmm --svm pasid-bits=5 makes them few").into());
     }
-    cpus::visit_all()?;
-    let mut crowd = Crowd::new(bench.endpoint)?;
-    while crowd.members.len() < numbers && crowd.join()? {}
-    let count = crowd.members.len();
     // 0 is for requests without PASID, and this process has had one of the others.
     let possible = numbers - 2..numbers;
+    let mut crowd = Crowd::new(bench.endpoint)?;
+    while crowd.members.len() < possible.start {
+        crowd.join_when_possible()?;
+    }
+    while crowd.members.len() < numbers && crowd.join()? {}
+    let count = crowd.members.len();
     ensure!(possible.contains(&count), "{count} processes with {width} bits of PASID");
     ensure!(crowd.pasids().len() == count, "{count} processes have {} PASIDs", crowd.pasids().len());
     crowd.work(&[(0, vec![0]), (count - 1, vec![1])])?;
 
     crowd.leave()?;
-    // Its address space goes a moment after the process.
-    let mut outcome = Ok(false);
-    wait_until(patience(), || {
-        outcome = crowd.join();
-        !matches!(outcome, Ok(false))
-    })?;
-    ensure!(outcome?, "nobody can be bound");
+    crowd.join_when_possible()?;
     crowd.work(&[(count - 1, vec![0])]).context("with a PASID that another process had")?;
     while !crowd.members.is_empty() {
         crowd.leave()?;

@@ -18,7 +18,11 @@ pub(super) const CASES: &[Case] =
 
 /// The endpoint's switchboard for misbehaviour (devices/src/svm/misbehaviour/README.md); dropping it puts
 /// everything off.
-struct Switchboard(Arc<dyn Registers>);
+struct Switchboard {
+    registers: Arc<dyn Registers>,
+    /// Floods before this one.
+    before: u32,
+}
 
 impl Switchboard {
     const KINDS: usize = 0x400;
@@ -38,20 +42,21 @@ impl Switchboard {
             return Err(Skip("this endpoint makes no flood of page requests").into());
         }
         registers.write32(Self::SELECT, Self::REQUEST_FLOOD);
+        let before = registers.read32(Self::HAPPENED);
         registers.write32(Self::ARGUMENT, requests);
         registers.write32(Self::HOW, COUNTED | ONCE);
-        Ok(Self(registers))
+        Ok(Self { registers, before })
     }
 
     fn happened(&self) -> u32 {
-        self.0.write32(Self::SELECT, Self::REQUEST_FLOOD);
-        self.0.read32(Self::HAPPENED)
+        self.registers.write32(Self::SELECT, Self::REQUEST_FLOOD);
+        self.registers.read32(Self::HAPPENED).wrapping_sub(self.before)
     }
 }
 
 impl Drop for Switchboard {
     fn drop(&mut self) {
-        self.0.write32(Self::COMMAND, Self::ALL_OFF);
+        self.registers.write32(Self::COMMAND, Self::ALL_OFF);
     }
 }
 

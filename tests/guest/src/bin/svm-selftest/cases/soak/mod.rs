@@ -77,6 +77,8 @@ struct Done {
 /// away. What is said of every operation, and every byte of the half afterwards, must be what the model has.
 fn soak(bench: &mut Bench<'_>) -> Result<()> {
     let goal = bench.soak;
+    // This process has its PASID from now on, and keeps it: it is not one that the next process could get.
+    drop(Device::open(bench.endpoint)?);
     let pasid = leak::next_pasid(bench)?;
     let device = Device::open(bench.endpoint)?;
     let before = device.counters();
