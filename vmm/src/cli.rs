@@ -14,28 +14,33 @@ Examples:
     svmm run --kernel bzImage --initrd initramfs.cpio --cmdline \"console=ttyS0\"
 
   Four CPUs, 6 GiB, the SVM endpoint with 8 queues; the guest program's status becomes the exit code:
-    svmm run --kernel vmlinux --initrd initramfs.cpio.gz --cpus 4 --memory-mib 6144 \\
-        --svm queues=8,depth=64,ats=on,pri=on --cmdline \"console=ttyS0 panic=-1\" --serial file:console.log
+    svmm run --kernel vmlinux --initrd initramfs.cpio.gz --cpus 4 \\
+        --memory-mib 6144 --svm queues=8,depth=64,ats=on,pri=on \\
+        --cmdline \"console=ttyS0 panic=-1\" --serial file:console.log
 
   Two disks, the second read-only, for the guest's virtio driver (/dev/vda, /dev/vdb):
-    svmm run --kernel bzImage --initrd initramfs.cpio --disk data.img --disk base.img,readonly,id=base
+    svmm run --kernel bzImage --initrd initramfs.cpio --disk data.img \\
+        --disk base.img,readonly,id=base
 
   Two units: the first for an endpoint with five-level tables, the second, in legacy mode, for a disk:
-    svmm run --kernel bzImage --initrd initramfs.cpio --iommu full,aw-bits=57 --iommu legacy,id=old \\
-        --svm --disk data.img,iommu=old
+    svmm run --kernel bzImage --initrd initramfs.cpio --iommu full,aw-bits=57 \\
+        --iommu legacy,id=old --svm --disk data.img,iommu=old
 
   A unit in scalable mode without PASIDs, and one without interrupt remapping that caches what is absent:
     svmm run --kernel bzImage --iommu scalable,pasid-bits=0 --disk data.img
-    svmm run --kernel bzImage --iommu svm,intremap=off,caching-mode=on,id=u0 --svm iommu=u0
+    svmm run --kernel bzImage --iommu svm,intremap=off,caching-mode=on,id=u0 \\
+        --svm iommu=u0
 
   A DMA engine for the kernel's own driver, beside the endpoint:
     svmm run --kernel bzImage --initrd initramfs.cpio --svm --ioat channels=2
 
   A device-TLB that answers late once in 20 times, and three completions that get lost, the same in every run:
-    svmm run --kernel bzImage --svm misbehave=late-invalidation:1/20@200,misbehave=lost-invalidation:3,seed=7
+    svmm run --kernel bzImage --svm \\
+      misbehave=late-invalidation:1/20@200,misbehave=lost-invalidation:3,seed=7
 
   A guest that is a host in turn: it can run svmm, and assign the endpoint to its own guest:
-    svmm run --kernel bzImage --initrd host.cpio --memory-mib 2048 --nested --svm
+    svmm run --kernel bzImage --initrd host.cpio --memory-mib 2048 \\
+        --nested --svm
 
   What would a guest get of a device of the host's, and why not more? Then give it the device:
     svmm doctor --vfio 0000:6a:01.0
@@ -43,6 +48,13 @@ Examples:
 
   Can this host run guests, and how fast?
     svmm doctor";
+
+/// Of `svmm doctor`.
+const DOCTOR_EXIT_CODES: &str = "\
+Exit codes:
+  0  guests can run here; with --vfio, a guest can have the device
+  1  not so
+  2  wrong usage";
 
 /// What `--iommu` takes.
 fn units_help() -> String {
@@ -96,6 +108,7 @@ pub(crate) enum Command {
     #[command(after_help = EXAMPLES, after_long_help = format!("{EXAMPLES}\n\n{}\n\n{}\n\n{EXIT_CODES}", units_help(), misbehaviour_help()))]
     Run(Box<RunArgs>),
     /// Say what this host can do, and what to do about what is missing
+    #[command(after_help = DOCTOR_EXIT_CODES)]
     Doctor(DoctorArgs),
 }
 
@@ -151,7 +164,7 @@ pub(crate) struct RunArgs {
     /// devices. Linux takes it behind units in legacy mode only. May be given up to 4 times
     #[arg(long, value_name = "OPTIONS", num_args = 0..=1, default_missing_value = "")]
     pub(crate) acpi_dma: Vec<String>,
-    /// A VT-d unit: PRESET[,OPTION=VALUE...], or off. May be given up to 8 times; the first has every device that
+    /// A VT-d unit: PRESET[,OPTION=VALUE...], on (the preset full), or off. May be given up to 8 times; the first has every device that
     /// names no other. Presets and options are listed below
     #[arg(long, value_name = "PROFILE", default_value = "full")]
     pub(crate) iommu: Vec<String>,
@@ -215,6 +228,27 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    /// What is to be copied is not wrapped by clap.
+    #[test]
+    fn command_lines_of_examples_fit() {
+        for line in EXAMPLES.lines().filter(|line| line.starts_with("    ")) {
+            assert!(line.len() <= 80, "{line}");
+        }
+    }
+
+    /// The examples are command lines.
+    #[test]
+    fn examples_parse() {
+        let unwrapped = EXAMPLES.replace("\\\n", "");
+        let lines = unwrapped.lines().filter_map(|line| line.strip_prefix("    "));
+        let mut count = 0;
+        for line in lines.map(|line| line.replace("\"console=ttyS0 panic=-1\"", "console=ttyS0")) {
+            assert!(Cli::try_parse_from(line.split_whitespace()).is_ok(), "{line}");
+            count += 1;
+        }
+        assert!(count > 10, "{count}");
     }
 
     #[test]

@@ -61,7 +61,10 @@ pub fn holding(tests: Vec<Program>, filters: &[String]) -> Result<Vec<Program>> 
         }
     }
     if chosen.is_empty() {
-        bail!("no guest test has a name that holds {}", filters.join(" or "));
+        bail!(
+            "no guest test has a name that holds {}; the names are in tests/tests/*.rs",
+            filters.join(" or ")
+        );
     }
     Ok(chosen)
 }
