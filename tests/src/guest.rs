@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::expect::{KernelLog, Tap};
 use crate::footprint::Footprint;
+use crate::standstill;
 
 /// Longest time for a boot and what runs in it, unless `SVMM_TEST_TIMEOUT_S` says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(400);
@@ -273,14 +274,17 @@ impl Outcome {
         let stderr = Collected::start(child.stderr.take().context("no standard error")?);
         let mut footprint = Footprint::default();
         let status = wait(&mut child, started, patience, &mut footprint);
+        let mut standstill = String::new();
         if status.is_err() {
+            standstill = standstill::told(child.id());
             let _ = child.kill();
             let _ = child.wait();
         }
         let (console, stderr) = (console.finish(), stderr.finish());
         let Ok(status) = status else {
             let tail = last_lines(&console);
-            bail!("{command:?} did not end within {} s:\n{tail}\n{stderr}", started.elapsed().as_secs());
+            let seconds = started.elapsed().as_secs();
+            bail!("{command:?} did not end within {seconds} s:\n{tail}\n{stderr}\n{standstill}");
         };
         let elapsed = started.elapsed();
         Ok(Self { code: status.code().unwrap_or(-1), console, stderr, elapsed, footprint })

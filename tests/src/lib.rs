@@ -11,3 +11,4 @@ pub mod footprint;
 pub mod guest;
 pub mod image;
 pub mod kselftest;
+mod standstill;

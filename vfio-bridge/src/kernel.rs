@@ -169,7 +169,7 @@ pub trait ContainerFile: Send + Sync {
     /// On return nothing is in flight through them.
     ///
     /// # Errors
-    /// `EINVAL` if a mapping would be cut: then none is removed.
+    /// `EINVAL` if a mapping would be cut, and for [`IovaRange::ALL`] by a kernel before 5.12: then none is removed.
     fn unmap(&self, range: IovaRange) -> Result<()>;
 
     /// What may be mapped.

@@ -181,10 +181,15 @@ fn a_console_that_nobody_reads_does_not_keep_svmm_from_ending() {
     let Some(folder) = Folder::new() else { return };
     let mut code = out(0x3f8, b'x'.into(), false);
     code.extend([0xee, 0xeb, 0xfd]); // out dx, al; jmp there
-    let child = svmm(&folder.kernel(&code)).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
-    rustix::pipe::fcntl_setpipe_size(child.stdout.as_ref().unwrap(), 4096).unwrap();
-    // Long enough to fill the pipe.
-    std::thread::sleep(Duration::from_millis(500));
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    // Before there is anything in it.
+    let room = rustix::pipe::fcntl_setpipe_size(&writer, 4096).unwrap() as u64;
+    let child = svmm(&folder.kernel(&code)).stdin(Stdio::null()).stdout(writer).spawn().unwrap();
+    let start = Instant::now();
+    while rustix::io::ioctl_fionread(&reader).unwrap() < room {
+        assert!(start.elapsed() < PATIENCE, "the pipe is never full");
+        std::thread::sleep(Duration::from_millis(2));
+    }
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     assert_eq!(exit_code(child), Some(6));

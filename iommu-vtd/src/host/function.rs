@@ -148,9 +148,15 @@ impl Function {
     }
 
     /// The host could not drop translations of some function of its, and blocked that.
-    pub(super) fn lost(&mut self, error: &HostError) {
+    pub(super) fn lost(&mut self, source: SourceId, error: &HostError) {
         self.bound.values_mut().for_each(|bound| bound.certain = false);
-        self.fail(error);
+        self.fail_with_others(source, error);
+    }
+
+    /// The host refused something that may have been about any function of its.
+    pub(super) fn fail_with_others(&mut self, source: SourceId, error: &HostError) {
+        self.complain(|| format!("{source}: {error}: {}", error.source));
+        self.stop_if_bound(error);
     }
 
     pub(super) fn respond(&mut self, response: &PageResponse) {
@@ -160,8 +166,12 @@ impl Function {
     }
 
     /// The host refused something.
-    pub(super) fn fail(&mut self, error: &HostError) {
+    fn fail(&mut self, error: &HostError) {
         self.complain(|| format!("{error}: {}", error.source));
+        self.stop_if_bound(error);
+    }
+
+    fn stop_if_bound(&self, error: &HostError) {
         if error.still_bound {
             (self.stop)(error);
         }

@@ -176,11 +176,15 @@ impl Hosts {
     }
 
     /// Page requests that hosts have at this moment are with the guest on return, by way of `model`.
+    ///
+    /// Those of a host that fails may come later. Whose they are is not said, so that is a failure of every function
+    /// behind it; none of them is by what was taken back: with a binding its page requests are gone.
     pub(crate) fn drain_page_requests(&mut self, model: &dyn Translator) {
         for host in &self.hosts {
             if let Err(error) = host.iommu.drain_page_requests(model) {
-                let concerned = self.functions.values_mut().find(|f| f.is_behind(&host.iommu));
-                concerned.into_iter().for_each(|function| function.fail(&error));
+                for (source, function) in behind(&mut self.functions, host) {
+                    function.fail_with_others(source, &error);
+                }
             }
         }
     }
@@ -217,9 +221,18 @@ impl Hosts {
                 continue;
             }
             if let Err(error) = host.iommu.sync() {
-                let concerned = self.functions.values_mut().filter(|f| f.is_behind(&host.iommu));
-                concerned.for_each(|function| function.lost(&error));
+                behind(&mut self.functions, host)
+                    .for_each(|(source, function)| function.lost(source, &error));
             }
         }
     }
+}
+
+/// The functions of a host.
+fn behind<'a>(
+    functions: &'a mut BTreeMap<SourceId, Function>,
+    host: &'a Host,
+) -> impl Iterator<Item = (SourceId, &'a mut Function)> {
+    let all = functions.iter_mut().map(|(source, function)| (*source, function));
+    all.filter(|(_, function)| function.is_behind(&host.iommu))
 }

@@ -1,6 +1,7 @@
 //! When a host is told, and what stands behind it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use iommu_core::testkit::{HostCall, HostOutcome, RecordingEndpoint};
 use iommu_core::{
@@ -123,10 +124,16 @@ fn one_reading_and_one_flush_for_each_wait() {
 fn a_wait_that_drains_does_so_at_hosts() {
     let world = World::new();
     let (driver, _tables) = world.boot();
-    for (name, outcome) in [("done", HostOutcome::Done), ("refused", HostOutcome::Refused)] {
+    // (name, outcome, functions to be stopped)
+    for (name, outcome, stops) in [
+        ("done", HostOutcome::Done, 0),
+        ("refused", HostOutcome::Refused, 0),
+        ("stuck", HostOutcome::Stuck, 2),
+    ] {
         world.host.on_call(move |_| outcome);
         driver.submit(&[(2 << 32 | 0xa5, STATUS)]);
         assert_eq!(world.host.take_calls(), [HostCall::Drain], "{name}: two functions have one host");
+        assert_eq!(world.stops.load(Ordering::Relaxed), stops, "{name}");
     }
     driver.submit(&[]);
     assert_eq!(world.host.take_calls(), [], "others do not");

@@ -202,7 +202,7 @@ mod tests {
         assert!(late.unwrap_err().to_string().contains("did not end within"));
         let started = Instant::now();
         drop(child);
-        assert!(started.elapsed() < Duration::from_secs(5));
+        assert!(started.elapsed() < Duration::from_secs(30), "it was let go on to its end");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use iommu_core::{HostError, IovaRange, Permissions, SourceId};
 use rustix::io::Errno;
 
 use crate::caps::Offer;
-use crate::kernel::ContainerFile;
+use crate::kernel::{self, ContainerFile};
 use crate::memory::{HostRange, INTERRUPT_WINDOW};
 use crate::object::{BIND, MAP, refused};
 use crate::shadow::{AddressSpaces, Area, Shadow, width};
@@ -73,12 +73,22 @@ impl Container {
     /// Takes everything back; tried twice, because nothing else makes sure that the device is stopped.
     fn clear(&mut self, source: SourceId) -> Result<(), HostError> {
         self.passes_through = false;
-        let unmap = || self.file.unmap(IovaRange::ALL);
-        unmap().or_else(|_| unmap()).map_err(|errno| {
+        self.empty().or_else(|_| self.empty()).map_err(|errno| {
             let mut error = refused("empty", name(source), errno);
             error.still_bound = true;
             error
         })
+    }
+
+    /// At once where the host can. One before Linux 5.12 knows ranges only, and the length of all there is does not fit
+    /// into a number; the half of it that such a kernel might miss is beyond what any IOMMU takes.
+    fn empty(&self) -> kernel::Result<()> {
+        match self.file.unmap(IovaRange::ALL) {
+            Err(Errno::INVAL) => {
+                [0, 1 << 63].iter().try_for_each(|start| self.file.unmap(IovaRange::aligned(*start, 63)))
+            }
+            done => done,
+        }
     }
 }
 

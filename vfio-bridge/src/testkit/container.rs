@@ -55,6 +55,9 @@ impl ContainerFile for FakeContainer {
     fn unmap(&self, range: IovaRange) -> Result<()> {
         let mut world = self.kernel.world();
         let failure = world.enter(Call::ContainerUnmap).err();
+        if range == IovaRange::ALL && !world.supports_unmap_all {
+            return Err(failure.map_or(Errno::INVAL, |failure| failure.errno));
+        }
         let space = world.containers[self.index].as_mut().ok_or(Errno::BADF)?;
         if failure.is_none_or(|failure| failure.damage == Damage::Done) {
             if space.cuts(&range) {

@@ -203,6 +203,7 @@ struct World {
     supports_pasid: bool,
     supports_nesting: bool,
     supports_copy: bool,
+    supports_unmap_all: bool,
     /// Ranges of devices' memory that were made known to others, open or not.
     shares: Vec<Share>,
     audit: Audit,
@@ -297,6 +298,7 @@ impl FakeKernel {
             supports_pasid: true,
             supports_nesting: true,
             supports_copy: true,
+            supports_unmap_all: true,
             shares: Vec::new(),
             audit: Audit::default(),
         })))
@@ -319,6 +321,11 @@ impl FakeKernel {
     /// A kernel that copies no mappings.
     pub fn without_copy(&self) {
         self.world().supports_copy = false;
+    }
+
+    /// A kernel before 5.12: a container is not emptied at once.
+    pub fn without_unmap_all(&self) {
+        self.world().supports_unmap_all = false;
     }
 
     /// Makes calls fail.

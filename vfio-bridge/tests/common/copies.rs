@@ -84,7 +84,7 @@ impl Machine {
             bound: [Bound::Blocked; DEVICES],
             stuck: BTreeSet::new(),
             views: Vec::new(),
-            shared: kind != Kind::Container,
+            shared: !kind.has_containers(),
             errors: 0,
         })
     }

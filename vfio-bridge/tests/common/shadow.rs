@@ -105,9 +105,18 @@ pub(crate) enum Kind {
     /// An iommufd that copies nothing.
     IommufdMaps,
     Container,
+    /// Containers that are not emptied at once.
+    ContainerRanges,
 }
 
-pub(crate) const KINDS: [Kind; 3] = [Kind::Iommufd, Kind::IommufdMaps, Kind::Container];
+pub(crate) const KINDS: [Kind; 4] =
+    [Kind::Iommufd, Kind::IommufdMaps, Kind::Container, Kind::ContainerRanges];
+
+impl Kind {
+    pub(crate) fn has_containers(self) -> bool {
+        matches!(self, Self::Container | Self::ContainerRanges)
+    }
+}
 
 /// One of the hosts.
 pub(crate) enum Host {
@@ -120,7 +129,10 @@ impl Host {
         if kind == Kind::IommufdMaps {
             kernel.without_copy();
         }
-        Ok(if kind == Kind::Container {
+        if kind == Kind::ContainerRanges {
+            kernel.without_unmap_all();
+        }
+        Ok(if kind.has_containers() {
             let host = ContainerIommu::default();
             host.set_mappings(guest);
             Self::Container(host)

@@ -140,7 +140,7 @@ fn what_is_stuck_is_said_to_be_and_tried_again() {
         machine.map(1, 3, 0, (3, RW));
         machine.bind(0, Bound::To(1));
         machine.bind(1, Bound::To(1));
-        let detach = if kind == Kind::Container { Call::ContainerUnmap } else { Call::Detach };
+        let detach = if kind.has_containers() { Call::ContainerUnmap } else { Call::Detach };
         kernel.fail(Failure { damage: Damage::None, ..Failure::always(detach, Errno::IO) });
         let error = machine.host.host().set_domain(source(0), None, &second(2, 0)).unwrap_err();
         assert!(error.still_bound, "{kind:?}");
