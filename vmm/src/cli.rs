@@ -174,8 +174,8 @@ pub(crate) struct RunArgs {
     /// Where the serial console goes: stdio, null, or file:PATH
     #[arg(long, value_name = "WHERE", default_value = "stdio")]
     pub(crate) serial: String,
-    /// When the run ends, tell on one line of JSON what remapping units and assigned devices were asked to do:
-    /// stderr, or file:PATH
+    /// When the run ends, tell on one line of JSON what remapping units and assigned devices were asked to do, and
+    /// after how many microseconds each step of the start was done: stderr, or file:PATH
     #[arg(long, value_name = "WHERE")]
     pub(crate) stats: Option<String>,
     /// The port on which a guest program gives svmm its exit status

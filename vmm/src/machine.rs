@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::sync::{Arc, Weak};
-use std::time::Instant;
 
 use devices::bus::{Bus, BusError, BusRange};
 use devices::dma_engine::{self, DmaEngine};
@@ -23,6 +22,7 @@ use kvm_ioctls::VcpuFd;
 use vfio_bridge::meter::Metered;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::acpi;
 use crate::boot::linux::{self, Entry};
 use crate::boot::{params, regs};
 use crate::config::{
@@ -41,13 +41,13 @@ use crate::layout::{
 };
 use crate::memory::{self, GuestRam};
 use crate::outcome::{Ending, Outcome};
+use crate::start_report::{StartReport, Step};
 use crate::stats::Stats;
 use crate::terminal::RawTerminal;
 use crate::units::{Surroundings, Units};
 use crate::vfio::connect::Connector;
 use crate::vfio::open::{Devices, Opener};
 use crate::vfio::served::Served;
-use crate::{acpi, start_report};
 
 /// A machine that is ready to run.
 pub(crate) struct Machine {
@@ -58,16 +58,17 @@ pub(crate) struct Machine {
     /// What the event loop does for assigned devices.
     served: Vec<Served>,
     stats: Option<(Stats, StatsTarget)>,
+    report: Arc<StartReport>,
     /// Declared last: it goes after everything that lives in it.
     _vm: Vm,
 }
 
 impl Machine {
-    /// Puts a machine together.
+    /// Puts a machine together, and tells `report` how far it is.
     ///
     /// # Errors
     /// What the user asked for cannot be had here.
-    pub(crate) fn build(mut config: Config) -> Result<Self, Complaint> {
+    pub(crate) fn build(mut config: Config, report: Arc<StartReport>) -> Result<Self, Complaint> {
         let kvm = crate::kvm::open()?;
         let ram = memory::allocate(config.memory_bytes).map_err(|error| {
             Complaint::new("guest memory", reasons(&error), "lower --memory-mib, or free memory")
@@ -80,7 +81,8 @@ impl Machine {
         check_ids(config.cpus, kvm.get_max_vcpu_id())?;
         let ending = Ending::new().map_err(|error| host_refused("an event", &error))?;
         let ending = Arc::new(ending);
-        let devices = open_devices(&mut config, &vm, &ram)?;
+        report.done(Step::MemoryMapped);
+        let devices = open_devices(&mut config, &vm, &ram, &report)?;
         let around = Surroundings {
             ram: ram.clone(),
             memory_bytes: config.memory_bytes,
@@ -101,9 +103,11 @@ impl Machine {
         wiring.add_pci(root)?;
         wiring.add_dma_engines(&config.namespace)?;
         wiring.units.insert_into(&mut wiring.mmio)?;
+        report.done(Step::DevicesWired);
         let entry = load(&ram, &mut config, &wiring.units)?;
+        report.done(Step::KernelLoaded);
         let paging = wiring.units.paging(vm.paging());
-        let stats = config.stats.take().map(|target| (wiring.stats(meter), target));
+        let stats = config.stats.take().map(|target| (wiring.stats(meter, report.clone()), target));
         let exits = wiring.finish();
         let cpus = (config.cpus.ids())
             .map(|apic_id| {
@@ -111,16 +115,17 @@ impl Machine {
             })
             .collect::<Result<_, _>>()
             .map_err(|error| kvm_refused(&error))?;
-        Ok(Self { cpus, exits, ending, keyboard, served, stats, _vm: vm })
+        report.done(Step::CpusMade);
+        Ok(Self { cpus, exits, ending, keyboard, served, stats, report, _vm: vm })
     }
 
-    /// Runs it until it ends. `start` is when this process started, for the log.
+    /// Runs it until it ends.
     ///
     /// # Errors
     /// The host has no threads or events to give; no guest code has run then, or not for long.
-    pub(crate) fn run(self, start: Instant) -> Result<Outcome, Complaint> {
+    pub(crate) fn run(self) -> Result<Outcome, Complaint> {
         let _terminal = self.keyboard.is_some().then(RawTerminal::enter);
-        let vcpus = Vcpus::start(self.cpus, &self.exits, move || start_report::log(start))
+        let vcpus = Vcpus::start(self.cpus, &self.exits, move || self.report.finish())
             .map_err(|error| kvm_refused(&error))?;
         let outcome = event_loop::run(&self.ending, self.keyboard, self.served);
         let outcome = outcome.map_err(|error| host_refused("events", &error));
@@ -133,7 +138,12 @@ impl Machine {
 }
 
 /// The assigned devices, bound and blocked.
-fn open_devices(config: &mut Config, vm: &Vm, ram: &GuestRam) -> Result<Devices, Complaint> {
+fn open_devices(
+    config: &mut Config,
+    vm: &Vm,
+    ram: &GuestRam,
+    report: &StartReport,
+) -> Result<Devices, Complaint> {
     let specs = std::mem::take(&mut config.vfio);
     if specs.is_empty() {
         return Ok(Devices::default());
@@ -144,6 +154,7 @@ fn open_devices(config: &mut Config, vm: &Vm, ram: &GuestRam) -> Result<Devices,
         endpoints: config.svm.len() + config.ioat.len(),
         ram,
         kvm: &kvm,
+        report,
     };
     Devices::open(&specs, &opener)
 }
@@ -363,8 +374,9 @@ impl Wiring {
     }
 
     /// What counts.
-    fn stats(&self, meter: Option<Metered>) -> Stats {
+    fn stats(&self, meter: Option<Metered>, report: Arc<StartReport>) -> Stats {
         let mut stats = Stats::default();
+        stats.add("machine", "start_us".to_owned(), move || report.numbers());
         self.units.count_into(&mut stats);
         for (source, svm) in &self.endpoints {
             let svm = svm.clone();

@@ -9,6 +9,7 @@
 //! | [`vfio`] | devices of the host that the guest gets |
 //! | [`kvm`] | virtual machine, CPUs, interrupts |
 //! | [`boot`], [`acpi`] | how a kernel is started and what it is told |
+//! | [`start_report`] | how long each step of the start took |
 //! | [`event_loop`], [`terminal`], [`outcome`], [`stats`] | the run: console, signals, end, what was counted |
 //! | [`doctor`] | what the host can do |
 
@@ -34,15 +35,17 @@ mod vfio;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{CommandFactory, Parser};
 
 use crate::config::{Complaint, Config};
 use crate::outcome::Outcome;
+use crate::start_report::{StartReport, Step};
 
 fn main() -> ExitCode {
-    let start = Instant::now();
+    let report = StartReport::new(Instant::now());
     terminal::install_panic_hook();
     let arguments: Vec<OsString> = std::env::args_os().collect();
     let cli = match cli::Cli::try_parse_from(&arguments) {
@@ -64,7 +67,7 @@ fn main() -> ExitCode {
             Ok(usable) => ExitCode::from(u8::from(!usable)),
             Err(complaint) => complain(&complaint),
         },
-        cli::Command::Run(arguments) => match run(*arguments, start) {
+        cli::Command::Run(arguments) => match run(*arguments, report) {
             Ok(outcome) => {
                 if matches!(outcome, Outcome::HostFailure(_)) {
                     eprintln!("svmm: guest: {outcome}; see `svmm doctor`");
@@ -77,11 +80,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: cli::RunArgs, start: Instant) -> Result<Outcome, Complaint> {
+fn run(arguments: cli::RunArgs, report: StartReport) -> Result<Outcome, Complaint> {
     let config = Config::try_from(arguments)?;
+    report.done(Step::ArgumentsRead);
     event_loop::catch_signals()
         .map_err(|error| Complaint::new("host", config::reasons(&error), "raise its limits"))?;
-    machine::Machine::build(config)?.run(start)
+    machine::Machine::build(config, Arc::new(report))?.run()
 }
 
 fn start_log(level: &str) -> Result<(), Complaint> {

@@ -13,6 +13,7 @@ use crate::config::{Complaint, Inherited, Placement, VfioSpec};
 use crate::kvm::vfio::KvmVfio;
 use crate::layout::slot;
 use crate::memory::GuestRam;
+use crate::start_report::{StartReport, Step};
 
 /// A device that is taken in, and blocked.
 pub(crate) struct Device {
@@ -43,6 +44,7 @@ pub(crate) struct Opener<'a> {
     pub(crate) endpoints: usize,
     pub(crate) ram: &'a GuestRam,
     pub(crate) kvm: &'a KvmVfio,
+    pub(crate) report: &'a StartReport,
 }
 
 impl Devices {
@@ -62,9 +64,11 @@ impl Devices {
         let mut all = Self::default();
         for (unit, sources) in units {
             let choice = all.choose(&sources, &specs, &doors)?;
+            opener.report.done(Step::DevicesOpened);
             if !choice.has_memory {
                 let added = choice.bridge.add_memory(opener.ram);
                 added.map_err(|error| Refusal::of("guest memory", None, &error).complaint)?;
+                opener.report.done(Step::MemoryPinned);
             }
             all.hosts.insert(unit, choice.bridge);
             for (source, offer) in choice.offers {
