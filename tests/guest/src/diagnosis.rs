@@ -40,6 +40,12 @@ pub fn request_queues() -> Vec<String> {
     registers_called("PQT", &text).map(str::to_owned).collect()
 }
 
+/// Bytes of page requests that the kernel has not been through with yet, of all units, where it shows their registers.
+#[must_use]
+pub fn waiting_requests() -> Option<u64> {
+    waiting(&fs::read_to_string(REGISTERS).ok()?)
+}
+
 /// What the threads of a process wait for in the kernel, one line each.
 #[must_use]
 pub fn waits(process: u32) -> Vec<String> {
@@ -80,12 +86,23 @@ fn registers_called<'a>(name: &'a str, text: &'a str) -> impl Iterator<Item = &'
     })
 }
 
+/// A register's value, as the kernel shows it. Pure.
+fn number(digits: &str) -> Option<u64> {
+    u64::from_str_radix(digits.trim_start_matches("0x"), 16).ok()
+}
+
+/// What lies between head and tail of all page request queues. Pure.
+fn waiting(text: &str) -> Option<u64> {
+    let values = |name| registers_called(name, text).map(number).collect::<Option<Vec<u64>>>();
+    let (heads, tails) = (values("PQH")?, values("PQT")?);
+    Some(heads.iter().zip(&tails).map(|(head, tail)| head.abs_diff(*tail)).sum())
+}
+
 /// A unit has a fault that the kernel has not taken. Pure.
 fn has_faults(text: &str) -> bool {
     // PFO and PPF.
     const FAULTS: u64 = 0b11;
-    let status = |digits: &str| u64::from_str_radix(digits.trim_start_matches("0x"), 16).unwrap_or(0);
-    registers_called("FSTS", text).any(|value| status(value) & FAULTS != 0)
+    registers_called("FSTS", text).filter_map(number).any(|status| status & FAULTS != 0)
 }
 
 /// The interrupts of units and of the endpoint, with the counts of all CPUs. Pure.
@@ -107,6 +124,20 @@ mod tests {
             assert_eq!(has_faults(&format!("{}{}", unit("0"), unit(status))), expected, "{status}");
         }
         assert!(!has_faults(""));
+    }
+
+    #[test]
+    fn requests_wait_between_head_and_tail_of_any_unit() {
+        let unit = |head: u64, tail: u64| {
+            format!("PQH             \t0xc0\t\t{head:#018x}\nPQT             \t0xc8\t\t{tail:#018x}\n")
+        };
+        let rows =
+            [((0, 0), (0x20, 0x20), 0), ((0, 0x40), (0x20, 0x20), 0x40), ((0x60, 0x20), (0, 0x20), 0x60)];
+        for ((head, tail), (other_head, other_tail), expected) in rows {
+            let text = unit(head, tail) + &unit(other_head, other_tail);
+            assert_eq!(waiting(&text), Some(expected), "{text}");
+        }
+        assert_eq!(waiting("PQH\t0xc0\t\tnothing\n"), None);
     }
 
     #[test]

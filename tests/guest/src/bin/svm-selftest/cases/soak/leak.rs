@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use guest::cpus;
+use guest::{cpus, diagnosis};
 
 use super::super::crowd::Crowd;
 use super::SETTLED;
@@ -43,18 +43,6 @@ pub(super) fn next_pasid(bench: &Bench<'_>) -> Result<Option<u32>> {
     Ok(pasid)
 }
 
-/// Page requests between head and tail of all units' queues, in bytes, where debugfs shows their registers.
-fn requests_in_queues() -> Option<u64> {
-    let text = fs::read_to_string("/sys/kernel/debug/iommu/intel/iommu_regset").ok()?;
-    let register = |name: &str| {
-        let values = text.lines().filter(|line| line.split_ascii_whitespace().next() == Some(name));
-        values.map(|line| u64::from_str_radix(line.rsplit("0x").next().unwrap_or("").trim(), 16)).collect()
-    };
-    let (heads, tails): (Result<Vec<u64>, _>, Result<Vec<u64>, _>) = (register("PQH"), register("PQT"));
-    let (heads, tails) = (heads.ok()?, tails.ok()?);
-    Some(heads.iter().zip(&tails).map(|(head, tail)| head.abs_diff(*tail)).sum())
-}
-
 /// A process that is bound now has the PASID that one had before, or a lower one, and the kernel has answered all page
 /// requests. Who was bound has ended, and the kernel may take a moment to let go of the address spaces.
 pub(super) fn pasids_as_before(bench: &mut Bench<'_>, before: Option<u32>) -> Result<()> {
@@ -69,7 +57,7 @@ pub(super) fn pasids_as_before(bench: &mut Bench<'_>, before: Option<u32>) -> Re
     // The kernel answers a page request first, and moves the queue's head when it has been through with all it saw.
     let mut requests = None;
     let emptied = wait_until(patience(), || {
-        requests = requests_in_queues();
+        requests = diagnosis::waiting_requests();
         requests.is_none_or(|bytes| bytes == 0)
     });
     emptied
